@@ -1,0 +1,109 @@
+"""Every way a command can end badly, each with its exit code: the only table of codes.
+
+The command line prints a `BatchrankError`'s message as one line and exits with its code. Any
+other exception is a bug and shows its traceback (code 1). The codes follow sysexits where one
+fits, and never 99, which Airflow's BashOperator reads as "skip".
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a scheduler sees. Only 74 and 75 deserve the same command again without a change."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    ROWS_FAILED = 3
+    COST_REACHED = 4
+    INPUT_BAD = 65
+    INPUT_MISSING = 66
+    ACCOUNT_REFUSED = 69
+    OUTPUT_UNUSABLE = 73
+    IO_FAILED = 74
+    TRY_LATER = 75
+    CONTRACT_BROKEN = 76
+    KEY_REFUSED = 77
+    CONFIG_INVALID = 78
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class BatchrankError(Exception):
+    """A foreseen failure: its text is for the user, its `code` for the scheduler."""
+
+    code = ExitCode.BUG
+
+
+class RowsFailed(BatchrankError):
+    """The pass is complete, and more rows failed than were allowed to."""
+
+    code = ExitCode.ROWS_FAILED
+
+
+class CostReached(BatchrankError):
+    """The next request might have cost more than `--max-cost`; the run can be resumed."""
+
+    code = ExitCode.COST_REACHED
+
+
+class InputBad(BatchrankError):
+    """The input cannot be read as rows, or is not the input that the output was begun with."""
+
+    code = ExitCode.INPUT_BAD
+
+
+class InputMissing(BatchrankError):
+    """A path or pattern matches no file."""
+
+    code = ExitCode.INPUT_MISSING
+
+
+class AccountRefused(BatchrankError):
+    """The endpoint will not serve this account, model or workspace, however often it is asked."""
+
+    code = ExitCode.ACCOUNT_REFUSED
+
+
+class OutputUnusable(BatchrankError):
+    """The output folder cannot be written, or holds something that is not this run."""
+
+    code = ExitCode.OUTPUT_UNUSABLE
+
+
+class StorageFailed(BatchrankError):
+    """The disk refused a write or a sync; nothing is sent after that."""
+
+    code = ExitCode.IO_FAILED
+
+
+class TryLater(BatchrankError):
+    """Another process holds the output, or the endpoint was out of reach for too long."""
+
+    code = ExitCode.TRY_LATER
+
+
+class ContractBroken(BatchrankError):
+    """The endpoint answers, but not with what a rerank API answers."""
+
+    code = ExitCode.CONTRACT_BROKEN
+
+
+class KeyRefused(BatchrankError):
+    """The endpoint answered 401: the key is wrong, or of another region."""
+
+    code = ExitCode.KEY_REFUSED
+
+
+class ConfigInvalid(BatchrankError):
+    """The configuration is wrong in itself, or not the one that the output was begun with."""
+
+    code = ExitCode.CONFIG_INVALID
+
+
+class Stopped(BatchrankError):
+    """A signal asked the run to end; what was in flight has been drained, the run can be resumed."""
+
+    def __init__(self, message: str, code: ExitCode) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,34 @@
+"""What one request may hold and what an account may send in a minute, and whether a thing fits.
+
+The defaults are those of `qwen3-rerank` (Model Studio, "Text rerank" and "Rate limits", as read
+in June 2026). An older page says 30,000 tokens a request, which is why every figure is a setting.
+"""
+
+import msgspec
+
+
+class RequestLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of one request: documents, tokens (`query x documents + sum(documents)`), bytes."""
+
+    max_documents: int = 500
+    max_tokens_per_document: int = 4000
+    max_tokens_per_request: int = 120_000
+    max_bytes_per_request: int = 0
+
+
+class RateLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of the account, per minute (0: unlimited), and how they are approached."""
+
+    requests_per_minute: float = 5400
+    tokens_per_minute: float = 0
+    max_in_flight: int = 64
+    ramp_seconds: float = 10
+
+
+def weight(query_tokens: int, document_tokens: int, documents: int) -> int:
+    """Tokens that a request weighs: the query counts once for each document.
+
+    `document_tokens` is the sum over the request's documents, each already cut to the limit per
+    document. Source: Model Studio, "Text rerank", limits of qwen3-rerank.
+    """
+    return query_tokens * documents + document_tokens
