@@ -102,7 +102,7 @@ class ConfigInvalid(BatchrankError):
 
 
 class Stopped(BatchrankError):
-    """A signal asked the run to end; what was in flight has been drained, the run can be resumed."""
+    """A signal asked the run to end; what was in flight is drained; the run can be resumed."""
 
     def __init__(self, message: str, code: ExitCode) -> None:
         super().__init__(message)

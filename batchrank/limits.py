@@ -4,25 +4,32 @@ The defaults are those of `qwen3-rerank` (Model Studio, "Text rerank" and "Rate 
 in June 2026). An older page says 30,000 tokens a request, which is why every figure is a setting.
 """
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
+
+Whole = Annotated[int, Meta(ge=0)]
+AtLeastOne = Annotated[int, Meta(ge=1)]
+Amount = Annotated[float, Meta(ge=0, le=1e12)]
 
 
 class RequestLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of one request: documents, tokens (`query x documents + sum(documents)`), bytes."""
 
-    max_documents: int = 500
-    max_tokens_per_document: int = 4000
-    max_tokens_per_request: int = 120_000
-    max_bytes_per_request: int = 0
+    max_documents: AtLeastOne = 500
+    max_tokens_per_document: AtLeastOne = 4000
+    max_tokens_per_request: AtLeastOne = 120_000
+    max_bytes_per_request: Whole = 0
 
 
 class RateLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of the account, per minute (0: unlimited), and how they are approached."""
 
-    requests_per_minute: float = 5400
-    tokens_per_minute: float = 0
-    max_in_flight: int = 64
-    ramp_seconds: float = 10
+    requests_per_minute: Amount = 5400
+    tokens_per_minute: Amount = 0
+    max_in_flight: Annotated[int, Meta(ge=1, le=4096)] = 64
+    ramp_seconds: Amount = 10
 
 
 def weight(query_tokens: int, document_tokens: int, documents: int) -> int:

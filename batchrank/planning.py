@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from math import ceil
 
 import msgspec
+import xxhash
 
 from batchrank.limits import RequestLimits, weight
 from batchrank.records import PlannedRow, RequestPlan, Row, Slot, plan_id
 from batchrank.tokens import bound, count
 
+SAMPLE_FIRST = 64
 SAMPLE_EVERY = 16
 
 
@@ -30,8 +32,9 @@ class Document(msgspec.Struct, gc=False):
 class Planner:
     """Turns rows into plans under `limits`.
 
-    Tokens are counted where bytes cannot decide; in every row when `exact`; else in one row of
-    `SAMPLE_EVERY` besides, so that a run can estimate its tokens without counting them all.
+    Tokens are counted where bytes cannot decide; in every row when `exact`; else in the first
+    `SAMPLE_FIRST` and one of `SAMPLE_EVERY` besides, so that a run can estimate its tokens without
+    counting them all.
     `envelope_bytes` is what a request weighs in bytes before query and documents.
     """
 
@@ -47,6 +50,8 @@ class Planner:
         self._exact = exact
         self._envelope_bytes = envelope_bytes
         self._count = count
+        self._sampled_tokens = self._sampled_bound = 0
+        self._tokens_per_bound = 1.0
 
     def plan(self, row: Row) -> PlannedRow:
         """The requests of one row, and what of it will not be sent."""
@@ -65,27 +70,44 @@ class Planner:
             if document.tokens > cap:
                 document.tokens, cut = self._capped(document.text)
                 truncated += len(document.positions) if cut else 0
-        most = _weight(query_tokens, documents)
-        counted = self._exact or row.index % SAMPLE_EVERY == 0
-        if counted:
-            query_tokens = min(self._count(row.query), cap)
-            self._count_documents(documents)
-        elif not self._fits(row.query, query_tokens, documents):
-            query_tokens = min(self._count(row.query), cap)
-            self._count_until_it_fits(query_tokens, documents)
+        query_tokens, share = self._count_if_needed(row, query_tokens, documents)
         packs, oversized = self._pack(row.query, query_tokens, documents)
         return PlannedRow(
             index=row.index,
             candidates=len(row.texts),
             plans=[
-                _request(row, piece, pack, query_tokens) for piece, pack in enumerate(packs)
+                _request(row, piece, pack, query_tokens, share) for piece, pack in enumerate(packs)
             ],
             truncated=truncated,
             note=_note(blank, oversized),
-            tokens=sum(_weight(query_tokens, pack) for pack in packs),
-            bound=most,
-            counted=counted,
+            fewest=self._lower_bound(query_tokens, documents),
         )
+
+    def _count_if_needed(
+        self, row: Row, query_tokens: int, documents: Sequence[Document]
+    ) -> tuple[int, float]:
+        """Replace bounds by counts where they must be or the row is sampled; the query's tokens,
+        and what share of the tokens now known at the most the row is likely to have.
+        """
+        assert row.query is not None
+        most = _weight(query_tokens, documents)
+        sampled = self._exact or row.index < SAMPLE_FIRST or row.index % SAMPLE_EVERY == 0
+        if not sampled and self._fits(row.query, query_tokens, documents):
+            return query_tokens, self._tokens_per_bound
+        query_tokens = min(self._count(row.query), query_tokens)
+        if sampled:
+            self._count_documents(documents)
+            self._learn(_weight(query_tokens, documents), most)
+            return query_tokens, 1.0
+        counted = self._count_until_it_fits(query_tokens, documents)
+        uncounted = sum(document.tokens for document in documents[counted:])
+        share = uncounted / _weight(query_tokens, documents)
+        return query_tokens, 1 - share * (1 - self._tokens_per_bound)
+
+    def _learn(self, tokens: int, most: int) -> None:
+        self._sampled_tokens += tokens
+        self._sampled_bound += most
+        self._tokens_per_bound = self._sampled_tokens / self._sampled_bound
 
     def _capped(self, text: str) -> tuple[int, bool]:
         """Tokens that the server will read of a text, and whether it cuts it; counted only where
@@ -101,18 +123,21 @@ class Planner:
         cap = self._limits.max_tokens_per_document
         for document in documents:
             if document.tokens < cap:
-                document.tokens = self._count(document.text)
+                document.tokens = min(self._count(document.text), document.tokens)
 
-    def _count_until_it_fits(self, query_tokens: int, documents: Sequence[Document]) -> None:
-        """Replace bounds by counts, in order, until the row is known to fit or all are counted."""
+    def _count_until_it_fits(self, query_tokens: int, documents: Sequence[Document]) -> int:
+        """Replace bounds by counts, in order, until the row is known to fit or all are counted;
+        how many were.
+        """
         limit = self._limits.max_tokens_per_request
         total = _weight(query_tokens, documents)
-        for document in documents:
+        for counting, document in enumerate(documents):
             if total <= limit:
-                return
+                return counting
             counted = min(self._count(document.text), document.tokens)
             total -= document.tokens - counted
             document.tokens = counted
+        return len(documents)
 
     def _fits(self, query: str, query_tokens: int, documents: Sequence[Document]) -> bool:
         limits = self._limits
@@ -156,15 +181,19 @@ class Planner:
         if not loaded:
             return []
         documents = [document for _, document in loaded]
-        requests = max(
-            ceil(len(documents) / self._limits.max_documents),
-            ceil(_weight(query_tokens, documents) / self._limits.max_tokens_per_request),
-        )
+        requests = self._lower_bound(query_tokens, documents)
         while True:
             packs = _deal(loaded, requests)
             if all(self._fits(query, query_tokens, pack) for pack in packs):
                 return packs
             requests += 1
+
+    def _lower_bound(self, query_tokens: int, documents: Sequence[Document]) -> int:
+        limits = self._limits
+        return max(
+            ceil(len(documents) / limits.max_documents),
+            ceil(_weight(query_tokens, documents) / limits.max_tokens_per_request),
+        )
 
 
 def _deal(loaded: list[tuple[float, Document]], requests: int) -> list[list[Document]]:
@@ -200,7 +229,7 @@ def _distinct(texts: Sequence[str | None]) -> tuple[list[Document], list[int]]:
 
 
 def _request(
-    row: Row, piece: int, documents: Sequence[Document], query_tokens: int
+    row: Row, piece: int, documents: Sequence[Document], query_tokens: int, share: float
 ) -> RequestPlan:
     assert row.query is not None
     homes = sorted(
@@ -209,12 +238,16 @@ def _request(
         for position in document.positions
     )
     slot = Slot(row.index, [position for position, _ in homes], [place for _, place in homes])
+    texts = [document.text for document in documents]
+    tokens = _weight(query_tokens, documents)
     return RequestPlan(
         plan_id=plan_id(row.index, piece),
         query=row.query,
-        documents=[document.text for document in documents],
+        documents=texts,
         slots=(slot,),
-        tokens=_weight(query_tokens, documents),
+        tokens=tokens,
+        estimate=round(tokens * share),
+        digest=xxhash.xxh3_64_digest("\0".join([row.query, *texts]).encode()),
     )
 
 
@@ -231,7 +264,7 @@ def _sizes(documents: Sequence[Document]) -> list[int]:
 
 
 def _nothing(row: Row, why: str) -> PlannedRow:
-    return PlannedRow(row.index, len(row.texts), (), 0, why, 0, 0, True)
+    return PlannedRow(row.index, len(row.texts), (), 0, why, 0)
 
 
 def _note(blank: Sequence[int], oversized: Sequence[int]) -> str | None:

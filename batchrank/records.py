@@ -4,7 +4,7 @@ They are msgspec structs rather than dataclasses because several are made per re
 one costs 0.1 us to make, a frozen dataclass 0.6 us (measured, Python 3.11).
 
 A row walks one way: `Row` (source) -> `PlannedRow` with its `RequestPlan`s (planning) ->
-`Scored` or `Failed` for each plan (dispatch) -> `RowScores` (assembly) -> a part file (sink).
+an `Outcome` for each plan (dispatch) -> `RowScores` (assembly) -> a part file (sink).
 """
 
 from array import array
@@ -38,7 +38,9 @@ class RequestPlan(msgspec.Struct, frozen=True, gc=False):
     """One request: a query, its documents in candidate order, and what it weighs at the most.
 
     `plan_id` is the row's index and the piece's number in one integer, so that the same input
-    under the same limits gives the same ids. `tokens` is exact or an upper bound.
+    under the same limits gives the same ids. `tokens` is exact or an upper bound, `estimate` the
+    likely value. `digest` is 8 bytes that change with the texts: an answer is only ever used for
+    the texts it was given to.
     """
 
     plan_id: int
@@ -46,14 +48,15 @@ class RequestPlan(msgspec.Struct, frozen=True, gc=False):
     documents: Sequence[str]
     slots: Sequence[Slot]
     tokens: int
+    estimate: int
+    digest: bytes
 
 
 class PlannedRow(msgspec.Struct, frozen=True, gc=False):
     """What is to be sent for a row: no plan at all means that there is nothing to score.
 
     `truncated` counts texts over the limit per document, the query included. `note` says in words
-    what will not be sent and why. `tokens` is the row's weight by the formula where it was counted
-    (`counted`), and `bound` the weight its bytes allow at the most.
+    what will not be sent and why. `fewest` is the lower bound on the number of its requests.
     """
 
     index: int
@@ -61,20 +64,20 @@ class PlannedRow(msgspec.Struct, frozen=True, gc=False):
     plans: Sequence[RequestPlan]
     truncated: int
     note: str | None
-    tokens: int
-    bound: int
-    counted: bool
+    fewest: int
 
 
 class Spent(msgspec.Struct, frozen=True, gc=False):
     """What a plan's exchanges came to: requests sent, those sent again, those whose outcome stayed
-    unknown (and may have been billed), and the tokens that answers reported.
+    unknown (and may have been billed), the tokens that answers reported, and those estimated for
+    the plans that were answered.
     """
 
     requests: int = 0
     retries: int = 0
     possibly_paid: int = 0
     tokens: int = 0
+    estimate: int = 0
 
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(
@@ -82,6 +85,7 @@ class Spent(msgspec.Struct, frozen=True, gc=False):
             self.retries + other.retries,
             self.possibly_paid + other.possibly_paid,
             self.tokens + other.tokens,
+            self.estimate + other.estimate,
         )
 
 
@@ -107,7 +111,14 @@ class Failed(msgspec.Struct, frozen=True, gc=False):
     spent: Spent
 
 
-Outcome = Scored | Failed
+class Dropped(msgspec.Struct, frozen=True, gc=False):
+    """A plan left unsettled because the run is ending; what it spent counts all the same."""
+
+    plan_id: int
+    spent: Spent
+
+
+Outcome = Scored | Failed | Dropped
 
 
 class RowScores(msgspec.Struct, frozen=True, gc=False):

@@ -12,7 +12,7 @@ import msgspec
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a request asks, whatever its dialect; encoded, it is the flat form. `top_n` None: all."""
+    """What a request asks in any dialect; encoded, it is the flat form. `top_n` None: all."""
 
     model: str
     query: str

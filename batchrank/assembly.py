@@ -1,0 +1,140 @@
+"""Outcomes into finished rows, and finished rows into finished parts.
+
+A row is finished once all of its requests are settled, whatever order they settle in; a part once
+all of its rows are. Texts never come here. This file does not know where answers come from: from
+the endpoint a moment ago, or from the checkpoint of a run that was killed.
+"""
+
+from array import array
+from collections.abc import Sequence
+from math import isnan, nan
+
+import msgspec
+
+from batchrank.records import Dropped, Failed, Outcome, PlannedRow, RowScores, Scored, Slot
+
+
+class Part(msgspec.Struct):
+    """Rows `first` to `first + size` of the input, on their way to one file.
+
+    `kept` are the sink's Arrow batches of ids and kept columns, in row order; this file only holds
+    them.
+    """
+
+    index: int
+    first: int
+    rows: list[RowScores | None]
+    waiting: int
+    kept: list[object]
+
+
+class _OpenRow(msgspec.Struct, gc=False):
+    planned: PlannedRow
+    scores: "array[float]"
+    waiting: int
+    requests: int = 0
+    failed_requests: int = 0
+    notes: list[str] = []
+
+
+class Assembly:
+    """The rows and parts that are not finished yet; every input row passes through once."""
+
+    def __init__(self, total_rows: int, rows_per_part: int) -> None:
+        self._total_rows = total_rows
+        self._rows_per_part = rows_per_part
+        self._parts: dict[int, Part] = {}
+        self._rows: dict[int, _OpenRow] = {}
+        self._slots: dict[int, Sequence[Slot]] = {}
+        self.rows_done = 0
+
+    @property
+    def open_parts(self) -> int:
+        """Parts begun and not finished."""
+        return len(self._parts)
+
+    def has(self, part: int) -> bool:
+        """Whether a part is begun and not finished."""
+        return part in self._parts
+
+    def keep(self, first_row: int, kept: object) -> None:
+        """Take a batch's ids and kept columns; its rows all belong to one part."""
+        index = first_row // self._rows_per_part
+        part = self._parts.get(index)
+        if part is None:
+            first = index * self._rows_per_part
+            size = min(self._rows_per_part, self._total_rows - first)
+            part = self._parts[index] = Part(index, first, [None] * size, size, [])
+        part.kept.append(kept)
+
+    def begin(self, planned: PlannedRow) -> Part | None:
+        """Expect the outcomes of a row's plans; its part, if that was all the part still lacked."""
+        row = _OpenRow(planned, array("d", [nan]) * planned.candidates, len(planned.plans))
+        for plan in planned.plans:
+            self._slots[plan.plan_id] = plan.slots
+        if not planned.plans:
+            return self._finish(row)
+        # Texts are in the plans, which dispatch lets go of; only what assembly needs stays.
+        row.planned = msgspec.structs.replace(planned, plans=())
+        self._rows[planned.index] = row
+        return None
+
+    def settle(self, outcome: Outcome) -> list[Part]:
+        """Take an outcome; the parts that it finishes."""
+        if isinstance(outcome, Dropped):
+            return []
+        finished = []
+        for slot in self._slots.pop(outcome.plan_id):
+            row = self._rows[slot.row]
+            _take(row, slot, outcome)
+            if not row.waiting:
+                del self._rows[slot.row]
+                part = self._finish(row)
+                if part is not None:
+                    finished.append(part)
+        return finished
+
+    def _finish(self, row: _OpenRow) -> Part | None:
+        index = row.planned.index // self._rows_per_part
+        part = self._parts[index]
+        part.rows[row.planned.index - part.first] = _finished(row)
+        part.waiting -= 1
+        self.rows_done += 1
+        if part.waiting:
+            return None
+        return self._parts.pop(index)
+
+
+def _take(row: _OpenRow, slot: Slot, outcome: Scored | Failed) -> None:
+    row.waiting -= 1
+    if isinstance(outcome, Failed):
+        row.failed_requests += 1
+        row.notes = [*row.notes, outcome.reason]
+        return
+    for position, document in zip(slot.positions, slot.documents, strict=True):
+        row.scores[position] = outcome.relevance_scores[document]
+    row.requests += outcome.requests
+    if outcome.note:
+        row.notes = [*row.notes, outcome.note]
+
+
+def _finished(row: _OpenRow) -> RowScores:
+    unscored = sum(map(isnan, row.scores))
+    asked = row.requests or row.failed_requests
+    if not asked:
+        status = "skipped"
+    elif not unscored:
+        status = "scored"
+    else:
+        status = "failed" if unscored == len(row.scores) else "partial"
+    # Notes come in the order of answers; the output must not depend on that.
+    notes = [row.planned.note, *sorted(row.notes)]
+    return RowScores(
+        index=row.planned.index,
+        relevance_scores=row.scores,
+        status=status,
+        error="; ".join(note for note in notes if note) or None,
+        requests=row.requests,
+        truncated=row.planned.truncated,
+        failed_requests=row.failed_requests,
+    )

@@ -1,0 +1,38 @@
+"""How many tokens may still be spent, counting what is in flight at its most.
+
+A request is admitted to be sent only if the bill stays under the cap even when everything that is
+in flight, and everything whose outcome is unknown, is billed at its upper estimate.
+"""
+
+from math import inf
+
+BASE_TOKENS = 52
+DOCUMENT_TOKENS = 18
+"""What the server adds to the formula, at the most: 52 were seen with three documents, which is
+39 + 13 for prompt and instruct, or 17 for each document and 1 (three captured replies)."""
+
+
+def ceiling(tokens: int, documents: int) -> int:
+    """The most that a request of this weight can be billed."""
+    return tokens + BASE_TOKENS + DOCUMENT_TOKENS * documents
+
+
+class Budget:
+    """`spent` tokens so far, of `cap` (infinite: no cap); what is reserved may yet be billed."""
+
+    def __init__(self, cap: float = inf, spent: int = 0) -> None:
+        self._cap = cap
+        self._spent = spent
+        self.reserved = 0
+
+    def reserve(self, tokens: int) -> bool:
+        """Set tokens aside for a request; False, and nothing is, when the cap might be passed."""
+        if self._spent + self.reserved + tokens > self._cap:
+            return False
+        self.reserved += tokens
+        return True
+
+    def settle(self, reserved: int, billed: int | None) -> None:
+        """A request's outcome: tokens billed, or None where that stays unknown."""
+        self.reserved -= reserved
+        self._spent += reserved if billed is None else billed

@@ -1,0 +1,351 @@
+"""The command line: options into configuration, a foreseen failure into one line and its code.
+
+Nothing slow is imported before a command needs it: `--help` answers at once.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batchrank import __version__
+from batchrank.errors import BatchrankError, ExitCode
+
+if TYPE_CHECKING:
+    from batchrank.config import JobConfig
+    from batchrank.server.scorer import Scorer
+
+Options = dict[str, Any]
+
+_CONFIG_OPTIONS = [
+    ("endpoint", "provider", click.STRING, "Whom to ask: local, dashscope, dashscope-native."),
+    ("endpoint", "model", click.STRING, "The model's name."),
+    ("endpoint", "base_url", click.STRING, "Where the endpoint is, instead of the provider's URL."),
+    ("endpoint", "instruct", click.STRING, "What the model is told to look for."),
+    ("output", "top_n", click.IntRange(0), "Keep only the best so many candidates (0: all)."),
+    ("rate", "requests_per_minute", click.FloatRange(0), "The account's limit (0: none)."),
+    ("rate", "tokens_per_minute", click.FloatRange(0), "The account's limit (0: none)."),
+    ("rate", "max_in_flight", click.IntRange(1), "Requests on their way at once."),
+    ("input", "query_column", click.STRING, "The column of query texts."),
+    ("input", "candidates_column", click.STRING, "The column of candidate lists."),
+    ("input", "id_column", click.STRING, "The column of query ids."),
+]
+
+
+def _configured(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that `run` and `plan` share: those of the configuration, and what to read."""
+    for section, name, kind, text in reversed(_CONFIG_OPTIONS):
+        option = "--" + name.replace("_", "-")
+        command = click.option(
+            option, f"{section}__{name}", type=kind, help=text, metavar=_metavar(kind)
+        )(command)
+    for decorate in (
+        click.option("--keep", multiple=True, metavar="COLUMN", help="Keep a column. Repeatable."),
+        click.option("--limit", type=click.IntRange(1), metavar="ROWS", help="Only the first."),
+        click.option(
+            "--allow-insecure-http", is_flag=True, help="Send over http:// to another machine."
+        ),
+        click.option(
+            "--summary", type=click.Choice(["text", "json"]), default="text", show_default=True
+        ),
+        click.option(
+            "-c", "--config", type=click.Path(path_type=Path), help="A TOML file; see README."
+        ),
+        click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
+    ):
+        command = decorate(command)
+    return command
+
+
+def _metavar(kind: click.ParamType) -> str:
+    return "TEXT" if kind is click.STRING else "N"
+
+
+def _load(options: Options) -> "JobConfig":
+    """The configuration that a command's options ask for, which are taken out of `options`."""
+    from batchrank.config import load
+
+    sections: dict[str, Options] = {}
+    for section, name, _, _ in _CONFIG_OPTIONS:
+        value = options.pop(f"{section}__{name}")
+        if value is not None:
+            sections.setdefault(section, {})[name] = value
+    keep = options.pop("keep")
+    if keep:
+        sections.setdefault("input", {})["keep_columns"] = list(keep)
+    return load(options.pop("config"), sections, insecure_http=options.pop("allow_insecure_http"))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, package_name="batchrank")
+def cli() -> None:
+    """Score millions of (query, candidates) rows through a rerank API: within its limits,
+    resumable at any moment, with the bill known beforehand.
+
+    \b
+    batchrank plan rows.parquet                 what it would send, cost and take
+    batchrank run rows.parquet -o scores        score; again to resume
+    batchrank evaluate scores --qrels q.parquet
+    """
+
+
+@cli.command()
+@_configured
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The output folder.",
+)
+@click.option(
+    "--max-cost",
+    type=click.FloatRange(0),
+    metavar="USD",
+    help="Stop (4) before the bill could pass this.",
+)
+@click.option(
+    "--max-failed-rows",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="End with 3 when more rows fail.  [default: 0]",
+)
+@click.option("--restart", is_flag=True, help="Throw away what OUT holds of an earlier run.")
+def run(
+    out: Path,
+    max_cost: float | None,
+    max_failed_rows: int,
+    restart: bool,
+    summary: str,
+    limit: int | None,
+    inputs: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Score INPUT (Parquet files, folders or globs) into the folder OUT; run it again to resume.
+
+    \b
+    Example:
+      batchrank run rows/*.parquet -o scores --provider dashscope --max-cost 20
+    A finished OUT is left alone: nothing is sent, the exit code is 0.
+    """
+    config = _load(options)
+    import msgspec
+
+    from batchrank.job import Request
+    from batchrank.job import run as run_job
+    from batchrank.progress import bar
+    from batchrank.report import summary as words
+
+    request = Request(
+        inputs=inputs,
+        out=out,
+        restart=restart,
+        limit_rows=limit or 0,
+        max_cost_usd=max_cost,
+        max_failed_rows=max_failed_rows,
+    )
+    with bar() as watch:
+        receipt = run_job(config, request, watch)
+    if summary == "json":
+        shown = msgspec.to_builtins(receipt)
+        del shown["parts"], shown["input"]
+        click.echo(json.dumps(shown, ensure_ascii=False))
+    elif sys.stderr.isatty():
+        click.echo(words(receipt, str(out)), err=True)
+    if receipt.exit_code:
+        _end(receipt.message or "", receipt.exit_code)
+
+
+@cli.command()
+@_configured
+@click.option(
+    "--sample",
+    type=click.IntRange(1),
+    metavar="ROWS",
+    help="Read only so many rows, and give the error.",
+)
+def plan(
+    summary: str, sample: int | None, limit: int | None, inputs: tuple[str, ...], **options: Any
+) -> None:
+    """Say what a run would send, cost and take. Sends nothing and writes nothing.
+
+    \b
+    Example:
+      batchrank plan rows/*.parquet --provider dashscope --sample 2000
+    """
+    config = _load(options)
+    from batchrank.forecast import forecast, words
+
+    figures = forecast(config, inputs, limit_rows=limit or 0, sample=sample or 0)
+    _show(figures, words, as_json=summary == "json")
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
+def status(out: Path, as_json: bool) -> None:
+    """Say how far a run is: running, stopped or finished, and its figures.
+
+    \b
+    Example:
+      batchrank status scores
+    """
+    from batchrank.inspection import status, status_words
+
+    _show(status(out), status_words, as_json=as_json)
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+def verify(out: Path) -> None:
+    """Check that every input row is in OUT once, and every part what was published.
+
+    Exit code 0, or 65 with what is wrong.
+
+    \b
+    Example:
+      batchrank verify scores
+    """
+    from batchrank.inspection import verify
+
+    receipt = verify(out)
+    click.echo(f"{out}: {receipt.rows:,} rows in {len(receipt.parts):,} parts, all whole.")
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--qrels",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Judgments: Parquet with query_id, doc_id, relevance.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
+def evaluate(out: Path, qrels: Path, as_json: bool) -> None:
+    """Judge the scores by qrels: nDCG@10, MRR@10 and recall, beside the input order.
+
+    \b
+    Example:
+      batchrank evaluate scores --qrels qrels.parquet
+    """
+    from batchrank.evaluation import evaluate, words
+
+    _show(evaluate(out, qrels), words, as_json=as_json)
+
+
+@cli.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True)
+@click.option("--api-key-env", metavar="NAME", help="Ask for the key in this variable.")
+@click.option(
+    "--scorer",
+    type=click.Choice(["embedded", "hash"]),
+    default="embedded",
+    show_default=True,
+    help="hash: scores without meaning that cost nothing, for load tests.",
+)
+@click.option("--neural", metavar="MODEL", help="A cross-encoder, by name or path, as the scorer.")
+@click.option("--requests-per-minute", type=click.FloatRange(0), default=0, metavar="N")
+@click.option("--tokens-per-minute", type=click.FloatRange(0), default=0, metavar="N")
+@click.option(
+    "--window",
+    "windows",
+    multiple=True,
+    type=click.Choice(["fixed_minute", "sliding_minute", "per_second"]),
+    help="How these two are held to. Repeatable.  [default: fixed_minute]",
+)
+@click.option("--growth-base", type=click.FloatRange(0), default=0, metavar="N")
+@click.option("--nested-errors", is_flag=True, help="Errors in OpenAI's envelope.")
+@click.option("--faults", type=click.Path(path_type=Path), help="A fault script, for tests.")
+@click.option("--until-stdin-closes", is_flag=True, hidden=True)
+def serve(
+    port: int,
+    api_key_env: str | None,
+    scorer: str,
+    neural: str | None,
+    faults: Path | None,
+    until_stdin_closes: bool,
+    nested_errors: bool,
+    **quota: Any,
+) -> None:
+    """Answer the rerank API on loopback, as Model Studio does, until stopped.
+
+    Prints the base URL once it answers. GET /health says ok, GET /ledger what would be billed.
+
+    \b
+    Example:
+      batchrank serve --port 8765 --requests-per-minute 5400 --window per_second
+    """
+    from batchrank.config import key_in
+    from batchrank.server.app import run
+    from batchrank.server.faults import read_script
+    from batchrank.server.quotas import QuotaSettings
+    from batchrank.server.settings import ServerSettings
+
+    limited = quota["requests_per_minute"] or quota["tokens_per_minute"] or quota["growth_base"]
+    quota["windows"] = quota["windows"] or ("fixed_minute",)
+    settings = ServerSettings(
+        api_key=key_in(api_key_env) if api_key_env else None,
+        nested_errors=nested_errors,
+        quota=QuotaSettings(**quota) if limited else None,
+        faults=read_script(faults) if faults else None,
+    )
+    run(
+        settings,
+        lambda: _scorer(scorer, neural),
+        port,
+        lambda base_url: click.echo(base_url),
+        until_stdin_closes=until_stdin_closes,
+    )
+
+
+def _scorer(name: str, neural: str | None) -> "Scorer":
+    if neural:
+        from batchrank.server.neural import NeuralScorer
+
+        return NeuralScorer(neural)
+    if name == "hash":
+        from batchrank.server.hash_scorer import HashScorer
+
+        return HashScorer()
+    from batchrank.server.scorer import EmbeddedScorer
+
+    return EmbeddedScorer()
+
+
+def _show(figures: Any, words: Callable[[Any], str], *, as_json: bool) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.encode(figures).decode() if as_json else words(figures))
+
+
+def _end(message: str, code: int) -> None:
+    click.echo(f"batchrank: {message}", err=True)
+    sys.exit(code)
+
+
+def _terminated(number: int, frame: object) -> None:
+    """A signal before or after the run has its own handlers: there is nothing to drain."""
+    sys.exit(ExitCode.TERMINATED)
+
+
+def main() -> None:
+    """The command `batchrank`."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        cli.main(prog_name="batchrank", standalone_mode=False)
+    except BatchrankError as error:
+        _end(str(error), error.code)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(ExitCode.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(ExitCode.DONE)

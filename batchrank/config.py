@@ -1,0 +1,229 @@
+"""TOML and options into one frozen `JobConfig`, whole and valid before any work.
+
+Precedence: the provider's defaults, then the file, then options. Unknown keys are refused with the
+nearest name. The environment is read here alone, and only for the key's value, which no object
+that is printed ever holds.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from ipaddress import ip_address
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from batchrank.errors import ConfigInvalid
+from batchrank.limits import AtLeastOne, RateLimits, RequestLimits, Whole
+from batchrank.providers import PROVIDERS, Provider
+
+
+class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whom to ask, and how. `base_url` ends where the SDKs' base URLs end."""
+
+    provider: str = "local"
+    base_url: str = ""
+    model: Annotated[str, Meta(min_length=1)] = "qwen3-rerank"
+    instruct: str = ""
+    api_key_env: str = "DASHSCOPE_API_KEY"
+    api_key_file: str = ""
+    headers: dict[str, str] = {}
+    timeout_seconds: Annotated[float, Meta(gt=0, le=3600)] = 60
+
+
+class InputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which columns of the input mean what."""
+
+    id_column: str = "query_id"
+    query_column: str = "query"
+    candidates_column: str = "candidates"
+    keep_columns: list[str] = []
+
+
+class OutputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shape of the output. `top_n` 0: every candidate."""
+
+    rows_per_part: AtLeastOne = 10_000
+    top_n: Whole = 0
+    compression: Literal["zstd", "snappy", "gzip", "brotli", "lz4", "none"] = "zstd"
+
+
+class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that a run is told, apart from where its input and output are."""
+
+    endpoint: EndpointConfig = EndpointConfig()
+    limits: RequestLimits = RequestLimits()
+    rate: RateLimits = RateLimits()
+    input: InputConfig = InputConfig()
+    output: OutputConfig = OutputConfig()
+
+    @property
+    def provider(self) -> Provider:
+        """What is known of the endpoint."""
+        return PROVIDERS[self.endpoint.provider]
+
+    def shown(self) -> dict[str, Any]:
+        """The configuration as plain values, header values as "set"."""
+        shown: dict[str, Any] = msgspec.to_builtins(self)
+        shown["endpoint"]["headers"] = dict.fromkeys(self.endpoint.headers, "set")
+        return shown
+
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide results, by name: a run cannot go on under others. Rates,
+        concurrency, time-outs, keys and addresses are not among them.
+        """
+        endpoint = {
+            name: getattr(self.endpoint, name) for name in ("provider", "model", "instruct")
+        }
+        sections = {
+            "endpoint": endpoint,
+            "limits": msgspec.to_builtins(self.limits),
+            "input": msgspec.to_builtins(self.input),
+            "output": msgspec.to_builtins(self.output),
+        }
+        return {
+            f"{section}.{key}": value
+            for section, values in sections.items()
+            for key, value in values.items()
+        }
+
+
+_SECTIONS = {field.name: field.type for field in msgspec.structs.fields(JobConfig)}
+
+
+def load(
+    path: Path | None, options: Mapping[str, Mapping[str, Any]], *, insecure_http: bool = False
+) -> JobConfig:
+    """The configuration of a file (or none) with options over it. Raises `ConfigInvalid`."""
+    name = path.name if path else "options"
+    given = _read(path) if path else {}
+    _refuse_unknown(given, name)
+    sections = {
+        section: {**given.get(section, {}), **options.get(section, {})} for section in _SECTIONS
+    }
+    provider_name = sections["endpoint"].get("provider", "local")
+    provider = PROVIDERS.get(provider_name) if isinstance(provider_name, str) else None
+    if provider is None:
+        raise ConfigInvalid(
+            f"{name}: unknown provider {provider_name!r}.{_nearest(str(provider_name), PROVIDERS)}"
+        )
+    for section, defaults in (("limits", provider.limits), ("rate", provider.rate)):
+        sections[section] = {**msgspec.to_builtins(defaults), **sections[section]}
+    try:
+        config = msgspec.convert(sections, JobConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigInvalid(f"{name}: {_plain(str(error))}") from None
+    _check(config, name, insecure_http)
+    return config
+
+
+def key_of(config: JobConfig) -> str | None:
+    """The endpoint's key, from the file or the environment variable that the configuration names.
+
+    Raises `ConfigInvalid` where the provider wants one and there is none.
+    """
+    endpoint = config.endpoint
+    if endpoint.api_key_file:
+        try:
+            key = Path(endpoint.api_key_file).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise ConfigInvalid(
+                f"endpoint.api_key_file: {endpoint.api_key_file} cannot be read."
+            ) from None
+    else:
+        key = os.environ.get(endpoint.api_key_env, "").strip()
+    if not key and config.provider.key_required:
+        raise ConfigInvalid(
+            f"the environment variable {endpoint.api_key_env} is not set, and provider "
+            f'"{endpoint.provider}" wants a key (endpoint.api_key_env names the variable).'
+        )
+    if not key.isascii() or not key.isprintable():
+        raise ConfigInvalid(f"the key in {endpoint.api_key_env} has characters no key has.")
+    return key or None
+
+
+def key_in(variable: str) -> str:
+    """The key that the local server is to ask for. Raises `ConfigInvalid` where it is not set."""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigInvalid(f"the environment variable {variable} is not set.")
+    return key
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigInvalid(f"{path}: no such configuration file.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigInvalid(f"{path}: not readable as TOML: {error}") from None
+
+
+def _refuse_unknown(given: Mapping[str, Any], name: str) -> None:
+    for section, values in given.items():
+        if section not in _SECTIONS:
+            raise ConfigInvalid(f"{name}: unknown section {section}.{_nearest(section, _SECTIONS)}")
+        if not isinstance(values, dict):
+            raise ConfigInvalid(f"{name}: {section} is a section: write [{section}].")
+        known = {field.name: None for field in msgspec.structs.fields(_SECTIONS[section])}
+        for key in values:
+            if key not in known:
+                near = _nearest(key, known, section + ".")
+                raise ConfigInvalid(f"{name}: unknown key {section}.{key}.{near}")
+
+
+def _nearest(word: str, known: Mapping[str, Any], prefix: str = "") -> str:
+    near = get_close_matches(word, known, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean {prefix}{near[0]}?"
+    return f" Known: {', '.join(prefix + name for name in known)}."
+
+
+def _plain(message: str) -> str:
+    """msgspec's "Expected `int`, got `str` - at `$.rate.ramp_seconds`" with the key first."""
+    what, _, where = message.partition(" - at `$.")
+    what = (what[0].lower() + what[1:]).replace("`", "")
+    return f"{where.rstrip('`')}: {what}." if where else f"{what}."
+
+
+def _check(config: JobConfig, name: str, insecure_http: bool) -> None:
+    for value in msgspec.to_builtins(config.rate).values():
+        if not isfinite(value):
+            raise ConfigInvalid(f"{name}: rate: {value} is no rate; 0 means unlimited.")
+    columns = [config.input.id_column, *config.input.keep_columns]
+    taken = {"results", "status", "error", "requests", "truncated", "doc_ids"}
+    for column in columns:
+        if columns.count(column) > 1 or column in taken:
+            raise ConfigInvalid(f"{name}: input: the output cannot have a second column {column}.")
+    if config.endpoint.base_url:
+        _check_url(config.endpoint.base_url, name, insecure_http)
+
+
+def _check_url(url: str, name: str, insecure_http: bool) -> None:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        _ = parts.port
+    except ValueError:
+        raise ConfigInvalid(f"{name}: endpoint.base_url is not a URL.") from None
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ConfigInvalid(f"{name}: endpoint.base_url must begin with https:// and name a host.")
+    if parts.username or parts.password:
+        raise ConfigInvalid(f"{name}: endpoint.base_url must not hold a user or password.")
+    if parts.scheme == "http" and not insecure_http and not _is_loopback(host):
+        raise ConfigInvalid(
+            f"{name}: endpoint.base_url is http://, which would send texts and key unencrypted. "
+            "Use https://, or pass --allow-insecure-http."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,283 @@
+"""Plans into outcomes, inside one task group.
+
+All tasks of the program live here and end here. Order is not kept: assembly restores it. No clock
+and no socket is in this file, and no rule of what an answer means; they arrive as arguments.
+
+Reading advances only when there is room, so memory is bounded; a request that waits to be sent
+again gives its place in flight to others. `record` is not async: nothing can be cancelled between
+an answer's arrival and its being written down. Once `halt` is set nothing more is sent, and what is
+in flight is drained.
+"""
+
+import asyncio
+from array import array
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from math import nan
+from random import Random
+from typing import Protocol, TypeVar
+
+from batchrank.errors import BatchrankError
+from batchrank.records import Dropped, Failed, Outcome, RequestPlan, Scored, Spent
+from batchrank.retry import (
+    MAX_ATTEMPTS,
+    Again,
+    Exchange,
+    GiveUp,
+    Halve,
+    Stop,
+    Verdict,
+    Without,
+    judge,
+    waits,
+)
+from batchrank.wire.answers import Scores
+
+PLANS_PER_FLIGHT = 4
+"""Plans held for each place in flight: those beyond one wait to be sent again."""
+
+T = TypeVar("T")
+
+
+class Endpoint(Protocol):
+    """What dispatch is handed: a request's bytes, leave to send it, the sending of it."""
+
+    def encode(self, query: str, documents: Sequence[str]) -> bytes:
+        """The body of a request."""
+
+    async def admit(self, tokens: int, documents: int) -> float:
+        """Wait for a request's turn; the instant of its permission."""
+
+    async def exchange(self, body: bytes, documents: int) -> Exchange:
+        """Send a body; what came back."""
+
+    def throttled(self, sent_at: float, after_seconds: float | None) -> None:
+        """A request admitted at that instant was answered with a wish for less."""
+
+    def settle(self, tokens: int, documents: int, billed: int | None) -> None:
+        """What an admitted request was billed; None where that stays unknown."""
+
+
+class Halt:
+    """Set once, with the reason; whoever waits in `unless_halted` is woken and sends nothing."""
+
+    def __init__(self) -> None:
+        self.reason: BatchrankError | None = None
+        self._waiting: set[asyncio.Task[object]] = set()
+        self._sending: set[asyncio.Task[object]] = set()
+
+    def set(self, reason: BatchrankError, drain_seconds: float | None = None) -> None:
+        """Stop sending. Answers in flight are waited for, `drain_seconds` at the most if given."""
+        if self.reason is not None:
+            return
+        self.reason = reason
+        for task in self._waiting:
+            task.cancel()
+        if drain_seconds is not None:
+            asyncio.get_running_loop().call_later(drain_seconds, self.abandon)
+
+    def abandon(self) -> None:
+        """Wait for no answer any longer: their outcomes stay unknown."""
+        for task in self._sending:
+            task.cancel()
+
+    async def unless_halted(self, step: Awaitable[T]) -> T:
+        """Await a step that may be given up when the run ends. Raises `Halted` then."""
+        return await self._within(self._waiting, step)
+
+    async def unless_abandoned(self, step: Awaitable[T]) -> T:
+        """Await an answer that has been asked for. Raises `Halted` when no longer waited for."""
+        return await self._within(self._sending, step)
+
+    async def _within(self, tasks: "set[asyncio.Task[object]]", step: Awaitable[T]) -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            return await step
+        except asyncio.CancelledError:
+            if self.reason is None:
+                raise
+            task.uncancel()
+            raise Halted from None
+        finally:
+            tasks.discard(task)
+
+
+class Halted(Exception):
+    """The run is ending, and this step was given up for it."""
+
+
+async def dispatch(
+    plans: AsyncIterable[RequestPlan],
+    *,
+    settle: Callable[[RequestPlan], Awaitable[Outcome]],
+    record: Callable[[RequestPlan, Outcome], None],
+    max_in_flight: int,
+    halt: Halt,
+) -> None:
+    """Settle every plan and record its outcome; return when all are recorded, or are drained."""
+    room = asyncio.Semaphore(max_in_flight * PLANS_PER_FLIGHT)
+
+    async def carry(plan: RequestPlan) -> None:
+        try:
+            record(plan, await settle(plan))
+        finally:
+            room.release()
+
+    async with asyncio.TaskGroup() as group:
+        upcoming = aiter(plans)
+        while halt.reason is None:
+            try:
+                plan = await halt.unless_halted(anext(upcoming))
+                await halt.unless_halted(room.acquire())
+            except (Halted, StopAsyncIteration):
+                break
+            group.create_task(carry(plan))
+
+
+class Sender:
+    """Asks until a plan is settled: again, in halves, or without a refused document."""
+
+    def __init__(
+        self, endpoint: Endpoint, *, max_in_flight: int, halt: Halt, random: Random
+    ) -> None:
+        self._endpoint = endpoint
+        self._flights = asyncio.Semaphore(max_in_flight)
+        self._halt = halt
+        self._random = random
+        self._refused: list[tuple[int, int]] = []
+
+    async def settle(self, plan: RequestPlan) -> Outcome:
+        """The plan's outcome, however many requests it takes."""
+        tally = _Tally()
+        scores = array("d", [nan]) * len(plan.documents)
+        notes: list[str] = []
+        answers = 0
+        work = [_Part(range(len(plan.documents)))]
+        while work:
+            part = work.pop(0)
+            try:
+                verdict = await self._ask(plan, part.documents, tally)
+            except Halted:
+                return Dropped(plan.plan_id, tally.spent())
+            match verdict:
+                case Scores(relevance_scores=found):
+                    answers += 1
+                    for document, score in zip(part.documents, found, strict=True):
+                        scores[document] = score
+                    if part.blamed is not None:
+                        notes.append(f"document {_candidate(plan, part.blamed)}: {part.reason}")
+                case Without(index=index, reason=reason) if part.whole is None and len(part) > 1:
+                    work.insert(0, part.without(index, reason))
+                case Halve(reason=reason) | Without(reason=reason) if len(part) > 1:
+                    work[:0] = part.halves()
+                case Halve(reason=reason) | Without(reason=reason) | GiveUp(reason=reason):
+                    names = [_candidate(plan, document) for document in part.documents]
+                    notes.append(f"{_listed(names)}: {reason}")
+                case Stop(error=error):
+                    self._halt.set(error)
+                    return Dropped(plan.plan_id, tally.spent())
+        if not answers:
+            return Failed(plan.plan_id, "; ".join(notes), tally.spent())
+        tally.estimate = plan.estimate
+        return Scored(plan.plan_id, scores, answers, tally.spent(), "; ".join(notes) or None)
+
+    async def _ask(self, plan: RequestPlan, documents: Sequence[int], tally: "_Tally") -> Verdict:
+        """A request's verdict once it is not "again"."""
+        count = len(documents)
+        texts = [plan.documents[document] for document in documents]
+        body = self._endpoint.encode(plan.query, texts)
+        if count > 1 and any(count >= most and len(body) >= size for most, size in self._refused):
+            return Halve("a request of no greater size was refused", size=True)
+        tokens = plan.tokens * count // len(plan.documents)
+        pauses = {flag: waits(self._random, throttled=flag) for flag in (False, True)}
+        failures = 0
+        while True:
+            verdict, sent_at = await self._exchange(body, count, tokens, tally)
+            if isinstance(verdict, Halve) and verdict.size:
+                self._refused.append((count, len(body)))
+            if not isinstance(verdict, Again):
+                return verdict
+            if verdict.throttled:
+                self._endpoint.throttled(sent_at, verdict.after_seconds)
+            else:
+                failures += 1
+                if failures == MAX_ATTEMPTS:
+                    return GiveUp(f"given up after {failures} failed requests: {verdict.reason}")
+            pause = max(verdict.after_seconds or 0.0, next(pauses[verdict.throttled]))
+            await self._halt.unless_halted(asyncio.sleep(pause))
+            tally.retries += 1
+
+    async def _exchange(
+        self, body: bytes, documents: int, tokens: int, tally: "_Tally"
+    ) -> tuple[Verdict, float]:
+        await self._halt.unless_halted(self._flights.acquire())
+        try:
+            sent_at = await self._halt.unless_halted(self._endpoint.admit(tokens, documents))
+            tally.requests += 1
+            tally.unknown += 1
+            answer = await self._halt.unless_abandoned(self._endpoint.exchange(body, documents))
+        finally:
+            self._flights.release()
+        verdict = judge(answer, documents)
+        billed: int | None = 0
+        if isinstance(verdict, Scores):
+            billed = tokens if verdict.tokens is None else verdict.tokens
+            tally.tokens += billed
+        elif isinstance(verdict, Again) and verdict.possibly_paid:
+            billed = None
+        tally.unknown -= billed is not None
+        self._endpoint.settle(tokens, documents, billed)
+        return verdict, sent_at
+
+
+class _Tally:
+    """What a plan has spent so far. `unknown`: sent, and no whole answer came, or not yet."""
+
+    def __init__(self) -> None:
+        self.requests = self.retries = self.unknown = self.tokens = self.estimate = 0
+
+    def spent(self) -> Spent:
+        return Spent(self.requests, self.retries, self.unknown, self.tokens, self.estimate)
+
+
+class _Part:
+    """Some documents of a plan, to be asked for in one request. `whole` is what they were taken
+    from when the endpoint blamed one document: should it refuse the others too, it was wrong.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[int],
+        whole: Sequence[int] | None = None,
+        blamed: int | None = None,
+        reason: str = "",
+    ) -> None:
+        self.documents = documents
+        self.whole = whole
+        self.blamed = blamed
+        self.reason = reason
+
+    def __len__(self) -> int:
+        return len(self.whole or self.documents)
+
+    def without(self, index: int, reason: str) -> "_Part":
+        others = [document for document in self.documents if document != self.documents[index]]
+        return _Part(others, self.documents, self.documents[index], reason)
+
+    def halves(self) -> "list[_Part]":
+        documents = self.whole or self.documents
+        middle = (len(documents) + 1) // 2
+        return [_Part(documents[:middle]), _Part(documents[middle:])]
+
+
+def _candidate(plan: RequestPlan, document: int) -> int:
+    """The first candidate that a document of the request stands for."""
+    slot = plan.slots[0]
+    return slot.positions[slot.documents.index(document)]
+
+
+def _listed(candidates: Sequence[int]) -> str:
+    if len(candidates) == 1:
+        return f"document {candidates[0]}"
+    return f"documents {min(candidates)} to {max(candidates)}"

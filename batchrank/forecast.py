@@ -1,0 +1,191 @@
+"""What a run would send, cost and take, without sending or writing anything.
+
+Rows are planned as `run` plans them, with every token counted; or only a sample of them, in blocks
+spread evenly over the input, whose totals are scaled up and given with their error.
+"""
+
+from collections.abc import Iterator, Sequence
+from math import ceil, sqrt
+from statistics import pvariance
+from typing import Any
+
+import msgspec
+
+from batchrank.budget import BASE_TOKENS
+from batchrank.config import JobConfig
+from batchrank.job import columns_of, planner_of
+from batchrank.limits import RateLimits
+from batchrank.planning import Planner
+from batchrank.records import PlannedRow
+from batchrank.report import clock, money
+from batchrank.source import Source, open_source
+from batchrank.throttle import AIM
+
+BLOCK_ROWS = 32
+_COUNTS = (
+    "rows",
+    "rows_skipped",
+    "rows_split",
+    "documents",
+    "documents_not_sent",
+    "documents_truncated",
+    "requests",
+    "requests_lower_bound",
+    "tokens",
+)
+
+
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of `plan`. `tokens` are the formula's; the server adds a constant, estimated
+    apart. `sample_error` is the 95 % half-width of each scaled total as a share of it.
+    """
+
+    rows: int
+    rows_skipped: int
+    rows_split: int
+    documents: int
+    documents_not_sent: int
+    documents_truncated: int
+    requests: int
+    requests_lower_bound: int
+    tokens: int
+    tokens_server_constant: int
+    cost_usd: float
+    cost_is_real: bool
+    seconds: float | None
+    limited_by: str
+    sampled_rows: int | None
+    sample_error: dict[str, float] | None
+    config: dict[str, Any]
+
+
+def forecast(
+    config: JobConfig, inputs: Sequence[str], *, limit_rows: int = 0, sample: int = 0
+) -> Forecast:
+    """Plan the input (`sample` rows of it, if not 0). Raises as reading does."""
+    source = open_source(inputs, columns_of(config))
+    rows = min(source.total_rows, limit_rows or source.total_rows)
+    planner = planner_of(config, exact=True)
+    if not sample or sample >= rows:
+        totals = _sum(_counts(row) for row in _planned(source, planner, 0, rows))
+        return _figures(config, totals, None, None)
+    blocks = [
+        _sum(_counts(row) for row in _planned(source, planner, first, stop))
+        for first, stop in _spread(rows, sample)
+    ]
+    seen = _sum(blocks)
+    scale = rows / seen["rows"]
+    errors = {name: _error(blocks, name) for name in ("requests", "tokens")}
+    totals = {name: round(count * scale) for name, count in seen.items()}
+    return _figures(config, totals, seen["rows"], errors)
+
+
+def words(figures: Forecast) -> str:
+    """The figures as a person reads them, the resolved configuration last."""
+    about = "about " if figures.sampled_rows else ""
+    errors = figures.sample_error or {}
+    within = {name: f" (± {100 * share:.1f} %)" for name, share in errors.items()}
+    took = "unknown: no rate limit is set" if figures.seconds is None else clock(figures.seconds)
+    lines = [
+        ("rows", f"{figures.rows:,}, {about}{figures.rows_split:,} to be split, "
+                 f"{figures.rows_skipped:,} to be skipped"),
+        ("documents", f"{about}{figures.documents:,}, {figures.documents_truncated:,} to be cut, "
+                      f"{figures.documents_not_sent:,} not sent"),
+        ("requests", f"{about}{figures.requests:,}{within.get('requests', '')}; "
+                     f"no fewer than {figures.requests_lower_bound:,}"),
+        ("tokens", f"{about}{figures.tokens:,}{within.get('tokens', '')}, and about "
+                   f"{figures.tokens_server_constant:,} that the server adds"),
+        ("cost", about + money(figures.cost_usd, figures.cost_is_real)),
+        ("time", f"{about}{took}"),
+        ("limited by", figures.limited_by),
+    ]  # fmt: skip
+    if figures.sampled_rows:
+        lines.insert(0, ("sample", f"{figures.sampled_rows:,} rows; figures are scaled up"))
+    shown = [
+        f"  {section}.{key} = {value!r}"
+        for section, values in figures.config.items()
+        for key, value in values.items()
+    ]
+    return "\n".join([*(f"{name:<11}{text}" for name, text in lines), "configuration", *shown])
+
+
+def _planned(source: Source, planner: Planner, first: int, stop: int) -> Iterator[PlannedRow]:
+    for chunk in source.chunks(first, stop, max(stop, 1)):
+        for row in chunk.rows:
+            yield planner.plan(row)
+
+
+def _counts(row: PlannedRow) -> dict[str, int]:
+    sent = sum(len(slot.positions) for plan in row.plans for slot in plan.slots)
+    return {
+        "rows": 1,
+        "rows_skipped": not row.plans,
+        "rows_split": len(row.plans) > 1,
+        "documents": row.candidates,
+        "documents_not_sent": row.candidates - sent,
+        "documents_truncated": row.truncated,
+        "requests": len(row.plans),
+        "requests_lower_bound": row.fewest,
+        "tokens": sum(plan.tokens for plan in row.plans),
+    }
+
+
+def _sum(counts: Iterator[dict[str, int]] | Sequence[dict[str, int]]) -> dict[str, int]:
+    totals = dict.fromkeys(_COUNTS, 0)
+    for one in counts:
+        for name, count in one.items():
+            totals[name] += count
+    return totals
+
+
+def _spread(rows: int, sample: int) -> list[tuple[int, int]]:
+    """Blocks of consecutive rows, evenly spread, that hold about `sample` rows together."""
+    blocks = min(max(2, ceil(sample / BLOCK_ROWS)), rows)
+    size = max(1, sample // blocks)
+    firsts = [rows * block // blocks for block in range(blocks)]
+    return [(first, min(first + size, rows)) for first in firsts]
+
+
+def _error(blocks: Sequence[dict[str, int]], name: str) -> float:
+    """The 95 % half-width of a scaled total, as a share of it, from how blocks differ."""
+    means = [block[name] / block["rows"] for block in blocks]
+    mean = sum(means) / len(means)
+    if not mean:
+        return 0.0
+    return 1.96 * sqrt(pvariance(means) / (len(means) - 1)) / mean
+
+
+def _figures(
+    config: JobConfig,
+    totals: dict[str, int],
+    sampled_rows: int | None,
+    sample_error: dict[str, float] | None,
+) -> Forecast:
+    constant = totals["requests"] * BASE_TOKENS
+    billed = totals["tokens"] + constant
+    seconds, limited_by = _time(config.rate, totals["requests"], totals["tokens"])
+    return Forecast(
+        **totals,
+        tokens_server_constant=constant,
+        cost_usd=round(billed * config.provider.price_per_million_tokens / 1e6, 6),
+        cost_is_real=config.provider.bills,
+        seconds=seconds,
+        limited_by=limited_by,
+        sampled_rows=sampled_rows,
+        sample_error=sample_error,
+        config=config.shown(),
+    )
+
+
+def _time(rate: RateLimits, requests: int, tokens: int) -> tuple[float | None, str]:
+    """Seconds at the limits, and the limit that takes the longer."""
+    needs = {
+        "requests per minute": (requests, rate.requests_per_minute),
+        "tokens per minute": (tokens, rate.tokens_per_minute),
+    }
+    times = {name: 60 * n / (limit * AIM) for name, (n, limit) in needs.items() if limit}
+    if not times:
+        return None, "max_in_flight and the endpoint's answers: no rate limit is set"
+    longest = max(times, key=lambda name: times[name])
+    ramp = min(0.45 * rate.ramp_seconds, times[longest])
+    return round(times[longest] + ramp, 1), longest

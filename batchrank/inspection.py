@@ -1,0 +1,167 @@
+"""A run seen from outside: how far it is (`status`), and whether its output is right (`verify`).
+
+Neither writes anything, and both may look while a run is at work.
+"""
+
+from collections.abc import Iterator
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchrank.claim import RECEIPT, STATE
+from batchrank.errors import InputBad, OutputUnusable
+from batchrank.report import Progress, Receipt, clock, money, read_live
+from batchrank.sink import SUCCESS, PartRecord, read_record
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """A run's state (`running`, `stopped`, `finished`) and its figures at their latest."""
+
+    state: str
+    progress: Progress | None
+    receipt: Receipt | None
+
+
+def status(out: Path) -> Status:
+    """How far a run is. Raises `OutputUnusable` where there is none."""
+    state = out / STATE
+    if not state.is_dir():
+        raise OutputUnusable(f"{out}: is not the output of `batchrank run`.")
+    running = _is_held(state / "lock")
+    receipt = None if running else _receipt(out)
+    finished = (out / SUCCESS).exists() and not running
+    return Status(
+        state="running" if running else "finished" if finished else "stopped",
+        progress=read_live(state),
+        receipt=receipt,
+    )
+
+
+def status_words(status: Status) -> str:
+    """The state and figures as a person reads them."""
+    lines = [("state", status.state)]
+    if status.receipt is not None:
+        receipt = status.receipt
+        done = receipt.rows - receipt.rows_open
+        lines += [
+            ("rows", f"{done:,} of {receipt.rows:,} published, {receipt.rows_failed:,} failed"),
+            ("requests", f"{receipt.requests:,}, {receipt.retries:,} sent again"),
+            ("tokens", f"{receipt.tokens_billed:,} billed"),
+            ("cost", money(receipt.cost_usd, receipt.cost_is_real)),
+        ]
+        if receipt.message:
+            lines.append(("message", receipt.message))
+    elif status.progress is not None:
+        progress = status.progress
+        left = "unknown" if progress.seconds_left is None else clock(progress.seconds_left)
+        lines += [
+            ("rows", f"{progress.rows_done:,} of {progress.rows:,}"),
+            ("requests", f"{progress.requests:,}, {progress.requests_per_second:,.1f}/s"),
+            ("tokens", f"{progress.tokens:,} billed"),
+            ("cost", money(progress.cost_usd, progress.cost_is_real)),
+            ("time left", left),
+        ]
+    return "\n".join(f"{name:<11}{text}" for name, text in lines)
+
+
+def verify(out: Path) -> Receipt:
+    """Check that every input row is in the output once and that what is there is whole.
+
+    Raises `InputBad` (65) with the first things that are wrong, `OutputUnusable` where there is no
+    run, or one that has not ended.
+    """
+    receipt = _receipt(out)
+    if receipt is None:
+        raise OutputUnusable(f"{out}: has no {RECEIPT}; has the run ended?")
+    wrong = list(_faults(out, receipt))
+    if wrong:
+        shown = "; ".join(wrong[:5])
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise InputBad(f"{out}: {shown}{more}.")
+    return receipt
+
+
+def _faults(out: Path, receipt: Receipt) -> Iterator[str]:
+    if not (out / SUCCESS).exists():
+        yield f"not finished: no {SUCCESS}, {receipt.rows_open:,} rows not done"
+    recorded = {part.name for part in receipt.parts}
+    for path in sorted(out.glob("*.parquet")):
+        if path.name not in recorded:
+            yield f"{path.name} is no part of the run"
+    rows = 0
+    for part in receipt.parts:
+        path = out / part.name
+        if not path.exists():
+            yield f"{part.name} is missing"
+            continue
+        rows += part.counts.rows
+        yield from _part_faults(path, part)
+    if rows != receipt.rows:
+        yield f"{rows:,} rows in the parts, {receipt.rows:,} in the input"
+
+
+def _part_faults(path: Path, part: PartRecord) -> Iterator[str]:
+    try:
+        if read_record(path) != part:
+            yield f"{part.name} is not the file that was published"
+            return
+        rows = 0
+        with pq.ParquetFile(path) as parquet:
+            for batch in parquet.iter_batches(1000, columns=["results", "status"]):
+                if not _is_whole(batch):
+                    yield f"{part.name}: a row of {rows} to {rows + len(batch) - 1} is not whole"
+                rows += len(batch)
+        if rows != part.counts.rows:
+            yield f"{part.name} has {rows:,} rows instead of {part.counts.rows:,}"
+    except (OutputUnusable, pa.ArrowException, OSError):
+        yield f"{part.name} cannot be read"
+
+
+def _is_whole(batch: pa.RecordBatch) -> bool:
+    """Ranks from 1 without a gap, scores finite and falling, none missing in a scored row."""
+    results = batch.column("results")
+    flat = results.flatten()
+    scores = flat.field("relevance_score")
+    values = scores.fill_null(np.nan).to_numpy(zero_copy_only=False)
+    known = scores.is_valid().to_numpy(zero_copy_only=False)
+    if not np.isfinite(values[known]).all():
+        return False
+    ranks = flat.field("rank").fill_null(0).to_numpy(zero_copy_only=False)
+    row_of = np.repeat(np.arange(len(batch)), np.diff(results.offsets.to_numpy()))
+    place = np.arange(len(flat)) - np.searchsorted(row_of, row_of)
+    same_row = row_of[1:] == row_of[:-1]
+    with np.errstate(invalid="ignore"):
+        rising = values[1:] > values[:-1]
+    statuses = np.array(batch.column("status").to_pylist())[row_of]
+    return bool(
+        (ranks[known] == place[known] + 1).all()
+        and not (rising & same_row).any()
+        and not (known[1:] & ~known[:-1] & same_row).any()
+        and known[statuses == "scored"].all()
+        and not known[statuses == "skipped"].any()
+    )
+
+
+def _receipt(out: Path) -> Receipt | None:
+    try:
+        return msgspec.json.decode((out / RECEIPT).read_bytes(), type=Receipt)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise OutputUnusable(f"{out / RECEIPT}: cannot be read.") from error
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a run is at work. A shared look at the lock for an instant, nothing is written."""
+    try:
+        with lock.open("r") as file:
+            flock(file, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,463 @@
+"""The composition point: a run from its input to its receipt. The only file that knows the others.
+
+Who may send is `throttle`'s, what is sent `dispatch`'s, what counts `checkpoint`'s; here they meet.
+Reading and planning happen in one thread a chunk ahead of sending, parts are written in another,
+answers are committed in a third; the event loop only carries requests.
+"""
+
+import asyncio
+import signal
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import groupby
+from math import ceil, inf
+from pathlib import Path
+from random import Random
+
+import msgspec
+import uvloop
+
+from batchrank import __version__
+from batchrank.assembly import Assembly, Part
+from batchrank.budget import Budget, ceiling
+from batchrank.checkpoint import Checkpoint
+from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed
+from batchrank.config import JobConfig, key_of
+from batchrank.dispatch import Halt, Sender, dispatch
+from batchrank.errors import (
+    BatchrankError,
+    CostReached,
+    ExitCode,
+    InputBad,
+    RowsFailed,
+    Stopped,
+)
+from batchrank.planning import Planner
+from batchrank.records import Outcome, PlannedRow, RequestPlan, row_of
+from batchrank.report import LIMITED_BY, Progress, Receipt, total, write_live
+from batchrank.retry import Exchange
+from batchrank.server.child import local_server
+from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
+from batchrank.source import Chunk, Columns, Source, open_source
+from batchrank.throttle import Throttle
+from batchrank.transport import Transport, connected
+from batchrank.wire import DIALECTS, Ask
+
+MAX_OPEN_PARTS = 4
+"""Parts that may be unfinished at once: a slow request holds up reading only this far behind."""
+
+DRAIN_SECONDS = 2.5
+"""How long a stopped run waits for answers in flight; Airflow kills 5 s after its SIGTERM."""
+
+TICK_SECONDS = 0.25
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is asked besides its configuration. `limit_rows` 0: all rows."""
+
+    inputs: Sequence[str]
+    out: Path
+    restart: bool = False
+    limit_rows: int = 0
+    max_cost_usd: float | None = None
+    max_failed_rows: int = 0
+
+
+def columns_of(config: JobConfig) -> Columns:
+    """Which columns of the input mean what."""
+    return Columns(
+        config.input.id_column,
+        config.input.query_column,
+        config.input.candidates_column,
+        config.input.keep_columns,
+    )
+
+
+def planner_of(config: JobConfig, *, exact: bool) -> Planner:
+    """The planner of a configuration's limits."""
+    return Planner(config.limits, exact=exact, envelope_bytes=len(encode(config, "", ())))
+
+
+def encode(config: JobConfig, query: str, documents: Sequence[str]) -> bytes:
+    """The body of a request in the endpoint's dialect."""
+    endpoint = config.endpoint
+    ask = Ask(
+        model=endpoint.model,
+        query=query,
+        documents=documents,
+        instruct=endpoint.instruct or None,
+    )
+    return DIALECTS[config.provider.dialect].request(ask)
+
+
+def run(config: JobConfig, request: Request, watch: Callable[[Progress], None]) -> Receipt:
+    """Score the input into `request.out`, or go on where an earlier run stopped.
+
+    Returns the receipt, which is also written as run.json, with the exit code and message of what
+    ended the run early, if anything did. Raises what keeps it from beginning.
+    """
+    key = key_of(config)
+    source = open_source(request.inputs, columns_of(config))
+    rows = min(source.total_rows, request.limit_rows or source.total_rows)
+    fingerprint = Fingerprint(list(source.files), request.limit_rows, config.deciding())
+    with claimed(request.out, fingerprint, restart=request.restart) as claim:
+        if claim.finished:
+            return finished_receipt(claim.folder)
+        return _Run(config, request, source, rows, claim, watch).to_the_end(key)
+
+
+def finished_receipt(out: Path) -> Receipt:
+    """The receipt of an output, as it was written."""
+    return msgspec.json.decode((out / RECEIPT).read_bytes(), type=Receipt)
+
+
+class _Run:
+    """One session of a run: made, taken to the end, and thrown away."""
+
+    def __init__(
+        self,
+        config: JobConfig,
+        request: Request,
+        source: Source,
+        rows: int,
+        claim: Claim,
+        watch: Callable[[Progress], None],
+    ) -> None:
+        self._config = config
+        self._request = request
+        self._source = source
+        self._rows = rows
+        self._claim = claim
+        self._watch = watch
+        self._began = time.monotonic()
+        self._started = datetime.now(UTC)
+        self._rows_per_part = config.output.rows_per_part
+        self._part_count = max(1, ceil(rows / self._rows_per_part))
+        self._sink = Sink(
+            claim.folder,
+            claim.state,
+            parts=self._part_count,
+            top_n=config.output.top_n,
+            compression=config.output.compression,
+        )
+        self._checkpoint = Checkpoint(claim.database)
+        self._spent = self._spent_before = self._checkpoint.spent
+        self._published = self._parts_that_exist()
+        self._rows_before = total(list(self._published.values())).rows
+        self._assembly = Assembly(rows, self._rows_per_part)
+        self._input_seconds = 0.0
+        self._limited_by: str | None = None
+        self._recent: deque[tuple[float, int, int]] = deque(maxlen=int(10 / TICK_SECONDS))
+
+    def to_the_end(self, key: str | None) -> Receipt:
+        """Score what is missing, then write the receipt, and `_SUCCESS` if all is well."""
+        error: BatchrankError | None = None
+        try:
+            if len(self._published) < self._part_count:
+                self._score(key)
+            error = self._too_many_failed()
+        except BatchrankError as raised:
+            error = raised
+        receipt = self._receipt(error)
+        content = msgspec.json.format(msgspec.json.encode(receipt))
+        write_whole(self._claim.folder / RECEIPT, content, self._claim.state)
+        if error is None:
+            write_whole(self._claim.folder / SUCCESS, b"", self._claim.state)
+        return receipt
+
+    def _parts_that_exist(self) -> dict[int, PartRecord]:
+        """A part that exists is done, also when the run was killed before it could note that."""
+        recorded = self._checkpoint.parts()
+        published = {}
+        for part in range(self._part_count):
+            known = recorded.get(part)
+            if not self._sink.exists(part):
+                continue
+            if known is None:
+                published[part] = self._sink.read(part)
+                self._checkpoint.forget(part, msgspec.json.encode(published[part]))
+            else:
+                published[part] = msgspec.json.decode(known, type=PartRecord)
+        return published
+
+    def _score(self, key: str | None) -> None:
+        """Send what is missing. Raises what ended it early, once all that came is on disk."""
+        url = self._config.endpoint.base_url or self._config.provider.base_url
+        server = nullcontext(url) if url else local_server()
+        with server as base_url, closing(self._checkpoint):
+            halt = uvloop.run(self._send(base_url, key if url else None))
+        reason = halt.reason or self._checkpoint.error
+        if reason is not None:
+            raise reason
+
+    async def _send(self, base_url: str, key: str | None) -> Halt:
+        config = self._config
+        self._halt = halt = Halt()
+        self._finished: asyncio.Queue[Part | None] = asyncio.Queue()
+        self._part_left = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def storage_failed(error: BatchrankError) -> None:
+            with suppress(RuntimeError):  # the loop may have ended: `_score` looks as well
+                loop.call_soon_threadsafe(halt.set, error)
+
+        self._checkpoint.start(storage_failed)
+        for number, code in (
+            (signal.SIGTERM, ExitCode.TERMINATED),
+            (signal.SIGINT, ExitCode.INTERRUPTED),
+        ):
+            loop.add_signal_handler(number, self._signalled, code)
+        headers = dict(config.endpoint.headers)
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        async with connected(
+            base_url.rstrip("/") + DIALECTS[config.provider.dialect].PATH,
+            headers,
+            timeout_seconds=config.endpoint.timeout_seconds,
+            max_in_flight=config.rate.max_in_flight,
+        ) as transport:
+            self._throttle = Throttle(config.rate)
+            link = _Link(config, transport, self._throttle, self._budget(), halt)
+            random = Random()
+            sender = Sender(link, max_in_flight=config.rate.max_in_flight, halt=halt, random=random)
+            async with asyncio.TaskGroup() as group:
+                publishing = group.create_task(self._publish())
+                ticking = group.create_task(self._tick())
+                await dispatch(
+                    self._plans(),
+                    settle=sender.settle,
+                    record=self._record,
+                    max_in_flight=config.rate.max_in_flight,
+                    halt=halt,
+                )
+                self._finished.put_nowait(None)
+                await publishing
+                ticking.cancel()
+            self._limited_by = self._what_limited()
+        return halt
+
+    def _budget(self) -> Budget:
+        cap = self._request.max_cost_usd
+        price = self._config.provider.price_per_million_tokens
+        tokens = inf if cap is None or not price else cap * 1e6 / price
+        return Budget(tokens, self._spent.tokens)
+
+    async def _plans(self) -> AsyncIterator[RequestPlan]:
+        """The plans that no committed answer settles, as fast as they are taken."""
+        answers = self._checkpoint.answers()
+        chunks = self._planned()
+        with ThreadPoolExecutor(1, "planning") as thread:
+            upcoming = thread.submit(next, chunks, None)
+            try:
+                while (item := await self._timed_input(upcoming)) is not None:
+                    upcoming = thread.submit(next, chunks, None)
+                    chunk, planned = item
+                    await self._room_for(chunk.first // self._rows_per_part)
+                    self._assembly.keep(chunk.first, chunk.kept)
+                    for row in planned:
+                        self._finish(self._assembly.begin(row))
+                        for plan in row.plans:
+                            answer = answers.pop(plan.plan_id, None)
+                            if answer is None:
+                                yield plan
+                            elif answer.digest == plan.digest:
+                                self._finish(*self._assembly.settle(answer.outcome))
+                            else:
+                                raise InputBad(
+                                    f"row {row.index} is not what it was when it was scored. "
+                                    "Choose a new output, or pass --restart."
+                                )
+            except BatchrankError as error:
+                self._halt.set(error)
+
+    async def _timed_input(
+        self, upcoming: "Future[tuple[Chunk, list[PlannedRow]] | None]"
+    ) -> tuple[Chunk, list[PlannedRow]] | None:
+        began = time.monotonic()
+        item = await asyncio.wrap_future(upcoming)
+        self._input_seconds += time.monotonic() - began
+        return item
+
+    def _planned(self) -> Iterator[tuple[Chunk, list[PlannedRow]]]:
+        """The rows of the missing parts, planned. Runs in the planning thread."""
+        exact = self._config.rate.tokens_per_minute > 0 or self._request.max_cost_usd is not None
+        planner = planner_of(self._config, exact=exact)
+        size = self._rows_per_part
+        parts = range(self._part_count)
+        for missing, run in groupby(parts, key=lambda part: part not in self._published):
+            wanted = list(run)
+            if missing:
+                stop = min((wanted[-1] + 1) * size, self._rows)
+                for chunk in self._source.chunks(wanted[0] * size, stop, size):
+                    yield chunk, [planner.plan(row) for row in chunk.rows]
+
+    async def _room_for(self, part: int) -> None:
+        """Wait until a part may be begun. Reading stops here when an old request holds one open."""
+        while not self._assembly.has(part) and self._unpublished >= MAX_OPEN_PARTS:
+            self._part_left.clear()
+            await self._part_left.wait()
+
+    @property
+    def _unpublished(self) -> int:
+        return self._assembly.open_parts + self._finished.qsize()
+
+    def _record(self, plan: RequestPlan, outcome: Outcome) -> None:
+        self._spent = self._spent + outcome.spent
+        part = row_of(outcome.plan_id) // self._rows_per_part
+        self._checkpoint.record(part, plan.digest, outcome)
+        self._finish(*self._assembly.settle(outcome))
+
+    def _finish(self, *parts: Part | None) -> None:
+        for part in parts:
+            if part is not None:
+                self._finished.put_nowait(part)
+
+    async def _publish(self) -> None:
+        """Publish finished parts one after the other. After a failed write nothing more is sent."""
+        if self._rows == 0:
+            self._finish(Part(0, 0, [], 0, [self._source.empty()]))
+        while (part := await self._finished.get()) is not None:
+            try:
+                record = await asyncio.to_thread(
+                    self._sink.publish, part.index, part.rows, part.kept
+                )
+            except BatchrankError as error:
+                self._halt.set(error)
+                continue
+            self._published[part.index] = record
+            self._checkpoint.forget(part.index, msgspec.json.encode(record))
+            self._part_left.set()
+
+    def _signalled(self, code: ExitCode) -> None:
+        if self._halt.reason is None:
+            name = "SIGTERM" if code is ExitCode.TERMINATED else "Ctrl-C"
+            stopped = Stopped(f"stopped by {name}; the same command goes on from here.", code)
+            self._halt.set(stopped, DRAIN_SECONDS)
+        elif code is ExitCode.INTERRUPTED:
+            self._halt.abandon()
+
+    async def _tick(self) -> None:
+        while True:
+            progress = self._progress()
+            self._watch(progress)
+            write_live(self._claim.state, progress)
+            await asyncio.sleep(TICK_SECONDS)
+
+    def _progress(self) -> Progress:
+        now = time.monotonic()
+        done = self._rows_before + self._assembly.rows_done
+        self._recent.append((now, self._spent.requests, done))
+        since, requests, rows = self._recent[0]
+        seconds = max(now - since, 1e-9)
+        row_rate = (done - rows) / seconds
+        return Progress(
+            rows=self._rows,
+            rows_done=done,
+            requests=self._spent.requests,
+            tokens=self._spent.tokens,
+            cost_usd=self._cost(),
+            cost_is_real=self._config.provider.bills,
+            seconds=now - self._began,
+            requests_per_second=(self._spent.requests - requests) / seconds,
+            seconds_left=(self._rows - done) / row_rate if row_rate > 0 else None,
+        )
+
+    def _cost(self) -> float:
+        return self._spent.tokens * self._config.provider.price_per_million_tokens / 1e6
+
+    def _what_limited(self) -> str | None:
+        if self._spent.requests == self._spent_before.requests:
+            return None
+        waited = {**self._throttle.waited_seconds, "input": self._input_seconds}
+        waited["endpoint"] = time.monotonic() - self._began - sum(waited.values())
+        return LIMITED_BY[max(waited, key=lambda what: waited[what])]
+
+    def _too_many_failed(self) -> RowsFailed | None:
+        failed = total(list(self._published.values())).failed_rows
+        allowed = self._request.max_failed_rows
+        if failed <= allowed:
+            return None
+        return RowsFailed(
+            f"{failed:,} rows failed, more than --max-failed-rows {allowed:,}; their reasons are "
+            f'in column "error" of {self._claim.folder}.'
+        )
+
+    def _receipt(self, error: BatchrankError | None) -> Receipt:
+        parts = [record for _, record in sorted(self._published.items())]
+        counts = total(parts)
+        spent = self._spent
+        return Receipt(
+            status="finished" if error is None else "stopped",
+            exit_code=0 if error is None else int(error.code),
+            message=None if error is None else str(error),
+            batchrank=__version__,
+            libraries={name: version(name) for name in ("aiohttp", "pyarrow", "gigatoken")},
+            config=self._config.shown(),
+            input=list(self._source.files),
+            rows=self._rows,
+            rows_scored=counts.scored,
+            rows_partial=counts.partial,
+            rows_failed=counts.failed,
+            rows_skipped=counts.skipped,
+            rows_open=self._rows - counts.rows,
+            documents_truncated=counts.truncated,
+            requests=spent.requests,
+            retries=spent.retries,
+            possibly_paid=spent.possibly_paid,
+            requests_this_session=spent.requests - self._spent_before.requests,
+            tokens_estimated=spent.estimate,
+            tokens_billed=spent.tokens,
+            cost_usd=round(self._cost(), 6),
+            cost_is_real=self._config.provider.bills,
+            started=self._started.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - self._began, 3),
+            limited_by=self._limited_by,
+            parts=parts,
+        )
+
+
+class _Link:
+    """The endpoint as dispatch knows it: dialect, throttle, budget and transport in one."""
+
+    def __init__(
+        self,
+        config: JobConfig,
+        transport: Transport,
+        throttle: Throttle,
+        budget: Budget,
+        halt: Halt,
+    ) -> None:
+        self._config = config
+        self._transport = transport
+        self._throttle = throttle
+        self._budget = budget
+        self._halt = halt
+        self.throttled = throttle.throttled
+
+    def encode(self, query: str, documents: Sequence[str]) -> bytes:
+        return encode(self._config, query, documents)
+
+    async def admit(self, tokens: int, documents: int) -> float:
+        sent_at = await self._throttle.admit(tokens)
+        if not self._budget.reserve(ceiling(tokens, documents)):
+            self._halt.set(
+                CostReached(
+                    "stopped before the cost could pass --max-cost; the same command with a "
+                    "higher one goes on from here."
+                )
+            )
+            raise asyncio.CancelledError
+        return sent_at
+
+    async def exchange(self, body: bytes, documents: int) -> Exchange:
+        return await self._transport.exchange(body, documents)
+
+    def settle(self, tokens: int, documents: int, billed: int | None) -> None:
+        self._budget.settle(ceiling(tokens, documents), billed)
+        if billed:
+            self._throttle.settle(tokens, billed)

@@ -1,0 +1,140 @@
+"""The receipt of a run (`run.json`), and the words that a person reads at its end.
+
+Figures come from counts that were kept anyway; nothing here measures.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from batchrank.sink import PartCounts, PartRecord
+from batchrank.source import FileIdentity
+
+LIMITED_BY = {
+    "requests": "requests per minute",
+    "tokens": "tokens per minute",
+    "pause": "the endpoint's throttling",
+    "input": "reading and planning the input",
+    "endpoint": "the endpoint's answers (max_in_flight)",
+}
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """A run's figures at an instant, sessions before this one included, but for the times.
+
+    `seconds` is this session's; `requests_per_second` its mean over the last moments.
+    """
+
+    rows: int
+    rows_done: int
+    requests: int
+    tokens: int
+    cost_usd: float
+    cost_is_real: bool
+    seconds: float
+    requests_per_second: float
+    seconds_left: float | None
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run did, and what it cost. Tokens are those of answered requests; `possibly_paid`
+    counts requests whose outcome is unknown. Times are of the last session.
+    """
+
+    status: str
+    exit_code: int
+    message: str | None
+    batchrank: str
+    libraries: dict[str, str]
+    config: dict[str, Any]
+    input: list[FileIdentity]
+    rows: int
+    rows_scored: int
+    rows_partial: int
+    rows_failed: int
+    rows_skipped: int
+    rows_open: int
+    documents_truncated: int
+    requests: int
+    retries: int
+    possibly_paid: int
+    requests_this_session: int
+    tokens_estimated: int
+    tokens_billed: int
+    cost_usd: float
+    cost_is_real: bool
+    started: str
+    seconds: float
+    limited_by: str | None
+    parts: list[PartRecord]
+
+
+LIVE = "live.json"
+
+
+def write_live(state: Path, progress: Progress) -> None:
+    """Let `batchrank status` of another terminal see a run's figures. Not synced: they age fast."""
+    draft = state / (LIVE + ".part")
+    with suppress(OSError):  # a full disk ends the run where it matters
+        draft.write_bytes(msgspec.json.encode(progress))
+        draft.rename(state / LIVE)
+
+
+def read_live(state: Path) -> Progress | None:
+    """The figures of the latest session at their latest; None before the first."""
+    try:
+        return msgspec.json.decode((state / LIVE).read_bytes(), type=Progress)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def total(parts: list[PartRecord]) -> PartCounts:
+    """The counts of all published parts together."""
+    names = PartCounts.__struct_fields__
+    return PartCounts(**{name: sum(getattr(part.counts, name) for part in parts) for name in names})
+
+
+def summary(receipt: Receipt, out: str) -> str:
+    """The end of a run in words."""
+    rows = [
+        f"{count:,} {what}"
+        for what, count in (
+            ("scored", receipt.rows_scored),
+            ("partial", receipt.rows_partial),
+            ("failed", receipt.rows_failed),
+            ("skipped", receipt.rows_skipped),
+            ("not done", receipt.rows_open),
+        )
+        if count or what == "scored"
+    ]
+    rate = receipt.requests_this_session / receipt.seconds if receipt.seconds else 0.0
+    resent = f", {receipt.retries:,} sent again" if receipt.retries else ""
+    unknown = f", {receipt.possibly_paid:,} of unknown outcome" if receipt.possibly_paid else ""
+    lines = [
+        ("rows", f"{receipt.rows:,}: {', '.join(rows)}"),
+        ("requests", f"{receipt.requests:,}{resent}{unknown}"),
+        ("tokens", f"{receipt.tokens_billed:,} billed, {receipt.tokens_estimated:,} estimated"),
+        ("cost", money(receipt.cost_usd, receipt.cost_is_real)),
+        ("time", f"{clock(receipt.seconds)}, {rate:,.1f} requests/s"),
+        ("limited by", receipt.limited_by or "nothing: no request was sent"),
+        ("output", out),
+    ]
+    return "\n".join(f"{name:<11}{text}" for name, text in lines)
+
+
+def money(cost_usd: float, real: bool) -> str:
+    """A cost in words; the local server only rehearses one."""
+    digits = 2 if cost_usd >= 1 else 4
+    return f"${cost_usd:,.{digits}f}" + ("" if real else " at the hosted price; local, so free")
+
+
+def clock(seconds: float) -> str:
+    """A duration as a person says it: 4.2 s, 3 min 05 s, 2 h 07 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

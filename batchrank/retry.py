@@ -1,0 +1,206 @@
+"""What an exchange with the endpoint means, and how long to wait before the next.
+
+A table of values: status, code and message in, a verdict out. This file sends nothing, sleeps
+never and reads no clock. Sources of codes and texts: Model Studio, "Error messages" and "Status
+codes"; dashscope SDK 2.0.2 (`v2/errors.py`); the captured refusals named beside the patterns.
+"""
+
+import re
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from math import isfinite, nan
+from random import Random
+
+import msgspec
+
+from batchrank.errors import (
+    AccountRefused,
+    BatchrankError,
+    ConfigInvalid,
+    KeyRefused,
+)
+from batchrank.wire.answers import BadAnswer, Refusal, Scores, read, read_refusal
+
+MAX_ATTEMPTS = 10
+"""Exchanges of one request that may fail before it is given up, throttles not counted: with one
+in five failing at random, one request in ten million is given up."""
+
+_CAP_SECONDS = 60.0
+_THROTTLE_BASE_SECONDS = 1.0
+_BASE_SECONDS = 0.2
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """A whole HTTP answer, of whatever status, with two of its headers: `Retry-After`, and the
+    `Date` that an absolute one is measured from, so that no clock need agree with the server's.
+    """
+
+    status: int
+    body: bytes
+    retry_after: str | None = None
+    date: str | None = None
+
+
+class Unanswered(msgspec.Struct, frozen=True):
+    """No whole answer came. `sent`: the request may have arrived, and may be billed."""
+
+    reason: str
+    sent: bool
+
+
+Exchange = Answered | Unanswered
+
+
+class Again(msgspec.Struct, frozen=True):
+    """Send it again. `throttled`: the endpoint asked for less, so everybody waits, and the attempt
+    is not held against the request.
+    """
+
+    reason: str
+    throttled: bool = False
+    possibly_paid: bool = False
+    after_seconds: float | None = None
+
+
+class Halve(msgspec.Struct, frozen=True):
+    """Too large, or something in it is refused: send its halves. `size`: it was too large."""
+
+    reason: str
+    size: bool
+
+
+class Without(msgspec.Struct, frozen=True):
+    """The refusal names one document: send the others."""
+
+    reason: str
+    index: int
+
+
+class GiveUp(msgspec.Struct, frozen=True):
+    """This request will never be answered."""
+
+    reason: str
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """No request of this job will be answered."""
+
+    error: BatchrankError
+
+
+Verdict = Scores | Again | Halve | Without | GiveUp | Stop
+
+_RETRIED_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+
+_ACCOUNT_CODES = re.compile(
+    r"(?i)arrearage|accessdenied|access_denied|unpurchased|notpurchased|billoverdue|freetieronly"
+    r"|modelnotfound|model_not_found|model_not_supported|workspacenotfound|workspace_not_found"
+)
+_ACCOUNT_MESSAGES = re.compile(r"(?i)free\b.*quota.*(exceeded|exhausted)|free tier.*exhausted")
+_REQUEST_SHAPE_CODES = re.compile(r"(?i)badrequest\.(empty|illegalinput)|invalidurl")
+_THROTTLES = re.compile(
+    r"(?i)^throttling|^limit_?requests|^limit_burst|^insufficient_quota|^modelservingerror"
+)
+_PASSING_CODES = re.compile(
+    r"(?i)^internal|^internal_error|systemerror|modelservicefailed|timeout|modelunavailable"
+    r"|serviceunavailable|modelservingerror"
+)
+_CONTENT_CODES = re.compile(r"(?i)data_?inspection_?failed")
+_SIZE_CODES = re.compile(r"(?i)toolarge|too_large")
+_SIZE_TEXT = re.compile(r"(?i)larger than|length|too (long|large)|exceed|token")
+_NAMED = re.compile(r"document index:\s*(\d+)")
+"""`document index:9 should not be empty` and `document index:0 is invalid, it should not be
+larger than 300000`, as captured in Tencent/WeKnora#806 and apecloud/ApeRAG#1071."""
+
+
+def judge(exchange: Exchange, documents: int) -> Verdict:
+    """What to do after an exchange about a request of so many documents."""
+    if isinstance(exchange, Unanswered):
+        return Again(exchange.reason, possibly_paid=exchange.sent)
+    if exchange.status == 200:
+        return _judge_ok(exchange, documents)
+    if 300 <= exchange.status < 400:
+        return Stop(ConfigInvalid(_redirect(exchange)))
+    return _judge_refusal(exchange, read_refusal(exchange.body), documents)
+
+
+def _judge_ok(exchange: Answered, documents: int) -> Verdict:
+    try:
+        answer = read(exchange.body, documents)
+    except BadAnswer as error:
+        return Again(f"the answer breaks the contract: {error}", possibly_paid=True)
+    if isinstance(answer, Refusal):
+        return _judge_refusal(exchange, answer, documents)
+    return answer
+
+
+def _judge_refusal(exchange: Answered, refusal: Refusal, documents: int) -> Verdict:
+    status, code, message = exchange.status, refusal.code, refusal.message
+    said = _said(status, refusal)
+    if status == 401 or code.lower() in {"invalidapikey", "invalid_api_key"}:
+        return Stop(KeyRefused(f"{said}. Is the key right, and of this region?"))
+    if status in {402, 403} or _ACCOUNT_CODES.search(code) or _ACCOUNT_MESSAGES.search(message):
+        return Stop(AccountRefused(f"{said}. The endpoint will not serve this account or model."))
+    if status in {404, 405} or _REQUEST_SHAPE_CODES.search(code):
+        return Stop(ConfigInvalid(f"{said}. Do endpoint.base_url and endpoint.provider fit?"))
+    if status == 429 or _THROTTLES.search(code):
+        return Again(said, throttled=True, after_seconds=seconds(exchange))
+    if status in _RETRIED_STATUSES or status >= 500 or _PASSING_CODES.search(code):
+        return Again(said, after_seconds=seconds(exchange))
+    return _judge_content(status, code, message, said, documents)
+
+
+def _judge_content(status: int, code: str, message: str, said: str, documents: int) -> Verdict:
+    """A refusal of this one request: for its size, for one of its documents, or for good."""
+    named = _NAMED.search(message)
+    if named and int(named[1]) < documents:
+        return Without(said, int(named[1]))
+    if _CONTENT_CODES.search(code) or _CONTENT_CODES.search(message):
+        return Halve(said, size=False)
+    if status == 413 or _SIZE_CODES.search(code) or (status == 400 and _SIZE_TEXT.search(message)):
+        return Halve(said, size=True)
+    if status == 200 and not code:
+        return Again(said)
+    return GiveUp(said)
+
+
+def _said(status: int, refusal: Refusal) -> str:
+    """The refusal in words: never the message, which may quote a document."""
+    named = _NAMED.search(refusal.message)
+    which = f", {named[0]}" if named else ""
+    code = f" {refusal.code[:80]}" if refusal.code else ""
+    return f"the endpoint answered {status}{code}{which}"
+
+
+def _redirect(exchange: Answered) -> str:
+    return (
+        f"the endpoint answered {exchange.status}, a redirect, which is not followed: it would "
+        "take texts and key to another address. Set endpoint.base_url to the final one."
+    )
+
+
+def seconds(exchange: Answered) -> float | None:
+    """The wait that a Retry-After header asks for; None where there is none that can be read."""
+    if exchange.retry_after is None:
+        return None
+    try:
+        wait = float(exchange.retry_after)
+    except ValueError:
+        wait = _until(exchange.retry_after, exchange.date)
+    return max(wait, 0.0) if isfinite(wait) else None
+
+
+def _until(moment: str, date: str | None) -> float:
+    """Seconds from the answer's own `Date` to an HTTP date; NaN where either is unreadable."""
+    try:
+        return (parsedate_to_datetime(moment) - parsedate_to_datetime(date or "")).total_seconds()
+    except (TypeError, ValueError):
+        return nan
+
+
+def waits(random: Random, *, throttled: bool) -> Iterator[float]:
+    """Seconds to wait before each further try: full jitter under a doubling ceiling."""
+    ceiling = _THROTTLE_BASE_SECONDS if throttled else _BASE_SECONDS
+    while True:
+        yield random.uniform(0, ceiling)
+        ceiling = min(_CAP_SECONDS, ceiling * 2)

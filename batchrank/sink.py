@@ -1,0 +1,187 @@
+"""Finished parts into files, published by rename.
+
+A file is a pure function of the input's ids and the scores: no time, no host, no attempt count.
+Four steps, and a reader never sees a half: write beside, fsync, rename, fsync the folder. After a
+failed sync nothing more is tried on that file, since the kernel may have forgotten the error.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchrank.errors import OutputUnusable, StorageFailed
+from batchrank.records import RowScores
+
+RESULT = pa.struct(
+    [
+        ("doc_id", pa.string()),
+        ("index", pa.int32()),
+        ("rank", pa.int32()),
+        ("relevance_score", pa.float64()),
+    ]
+)
+SUCCESS = "_SUCCESS"
+
+
+STATUSES = ("scored", "partial", "failed", "skipped")
+_METADATA = b"batchrank"
+
+
+class PartCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """A part's rows by status, kept in its own footer. `failed_rows` counts besides rows without
+    a score those that lack some because a request of theirs was given up.
+    """
+
+    rows: int
+    scored: int
+    partial: int
+    failed: int
+    skipped: int
+    failed_rows: int
+    requests: int
+    truncated: int
+
+
+class PartRecord(msgspec.Struct, frozen=True):
+    """What is known of a published part."""
+
+    name: str
+    sha256: str
+    counts: PartCounts
+
+
+class Sink:
+    """Writes the parts of one output folder; `beside` is the folder for files not yet whole."""
+
+    def __init__(
+        self, folder: Path, beside: Path, *, parts: int, top_n: int, compression: str
+    ) -> None:
+        self._folder = folder
+        self._beside = beside
+        self._digits = max(5, len(str(parts - 1)))
+        self._top_n = top_n
+        self._compression = compression
+
+    def name(self, part: int) -> str:
+        """The file name of a part; names sort as their numbers do."""
+        return f"part-{part:0{self._digits}}.parquet"
+
+    def publish(
+        self, part: int, rows: Sequence[RowScores], kept: Iterable[pa.RecordBatch]
+    ) -> PartRecord:
+        """Write a part of finished rows and give it its name. Raises `StorageFailed`."""
+        counts = _counted(rows)
+        content = self._parquet(rows, pa.Table.from_batches(list(kept)), counts)
+        write_whole(self._folder / self.name(part), content, self._beside)
+        return PartRecord(self.name(part), hashlib.sha256(content).hexdigest(), counts)
+
+    def exists(self, part: int) -> bool:
+        """Whether a part is published."""
+        return (self._folder / self.name(part)).exists()
+
+    def read(self, part: int) -> PartRecord:
+        """The record of a published part, from its file. Raises `OutputUnusable`."""
+        return read_record(self._folder / self.name(part))
+
+    def _parquet(self, rows: Sequence[RowScores], kept: pa.Table, counts: PartCounts) -> pa.Buffer:
+        kept = kept.combine_chunks()
+        doc_ids = kept.column(kept.num_columns - 1)
+        table = kept.drop_columns(kept.schema.names[-1])
+        columns = {
+            "results": _results(rows, doc_ids, self._top_n),
+            "status": pa.array([row.status for row in rows], pa.string()),
+            "error": pa.array([row.error for row in rows], pa.string()),
+            "requests": pa.array([row.requests for row in rows], pa.int32()),
+            "truncated": pa.array([row.truncated for row in rows], pa.int32()),
+        }
+        for name, column in columns.items():
+            table = table.append_column(name, column)
+        stream = pa.BufferOutputStream()
+        table = table.replace_schema_metadata({_METADATA: msgspec.json.encode(counts)})
+        pq.write_table(table, stream, compression=self._compression)
+        return stream.getvalue()
+
+
+def read_record(path: Path) -> PartRecord:
+    """A published part's record, from the file itself. Raises `OutputUnusable`."""
+    try:
+        counts = pq.read_schema(path).metadata[_METADATA]
+        return PartRecord(
+            path.name,
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            msgspec.json.decode(counts, type=PartCounts),
+        )
+    except (pa.ArrowException, OSError, KeyError, TypeError, msgspec.DecodeError) as error:
+        raise OutputUnusable(f"{path}: is no part that batchrank wrote.") from error
+
+
+def _counted(rows: Sequence[RowScores]) -> PartCounts:
+    statuses = [row.status for row in rows]
+    return PartCounts(
+        rows=len(rows),
+        **{status: statuses.count(status) for status in STATUSES},
+        failed_rows=sum(row.status == "failed" or row.failed_requests > 0 for row in rows),
+        requests=sum(row.requests for row in rows),
+        truncated=sum(row.truncated for row in rows),
+    )
+
+
+def _results(rows: Sequence[RowScores], doc_ids: pa.ChunkedArray, top_n: int) -> pa.ListArray:
+    """Each row's candidates, best first: ties by index, those without a score last."""
+    lengths = np.fromiter((len(row.relevance_scores) for row in rows), np.int64, len(rows))
+    scores = np.fromiter(
+        chain.from_iterable(row.relevance_scores for row in rows), np.float64, lengths.sum()
+    )
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    row_of = np.repeat(np.arange(len(rows)), lengths)
+    index = np.arange(len(scores)) - starts[row_of]
+    # NaN sorts last under numpy's order; the sort is stable, so ties keep the index order.
+    order = np.lexsort((-scores, row_of))
+    place = index  # rank from 0: places within a row are the same before and after sorting
+    if top_n:
+        chosen = place < top_n
+        order, place = order[chosen], place[chosen]
+        starts = np.concatenate(([0], np.cumsum(np.minimum(lengths, top_n))))
+    sorted_scores = scores[order]
+    absent = np.isnan(sorted_scores)
+    flat_ids = pa.concat_arrays([chunk.flatten() for chunk in doc_ids.chunks] or [pa.nulls(0)])
+    structs = pa.StructArray.from_arrays(
+        [
+            flat_ids.cast(pa.string()).take(pa.array(order)),
+            pa.array(index[order], pa.int32()),
+            pa.array(place + 1, pa.int32(), mask=absent),
+            pa.array(sorted_scores, pa.float64(), mask=absent),
+        ],
+        fields=list(RESULT),
+    )
+    return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), structs)
+
+
+def write_whole(path: Path, content: bytes | pa.Buffer, beside: Path) -> None:
+    """Put a file at `path`, whole or not at all. Raises `StorageFailed`."""
+    draft = beside / (path.name + ".part")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StorageFailed(f"{path}: cannot be written: {error.strerror}.") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's names durable, which syncing its files does not."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

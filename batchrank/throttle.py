@@ -1,0 +1,152 @@
+"""Permission to send: so many requests and tokens a minute, and a pause when the server asks.
+
+One gate in arrival order decides both together. aiolimiter spaces the requests; it is asked for
+one request's worth at a time, because on its own it serves small amounts first, starves large
+ones and lets a full minute's worth through at once (measured: 1,199 of 600 in one minute).
+
+What a bucket holds is what may go out at once: 4 ms of rate and one request. Over any second that
+is less than the second's own allowance at `AIM` of the rate, so per-second limits hold too. Under
+uvloop a timer has 1 ms resolution; above 250 requests a second permits are therefore taken in
+bunches, never asking for less than 4 ms. The gate starts empty: a restart adds no burst.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from aiolimiter import AsyncLimiter
+
+from batchrank.limits import RateLimits
+
+AIM = 0.985
+"""The share of the limit that is used: below it fixed windows of the server never overflow."""
+
+_BUCKET_SECONDS = 0.004
+_TOKEN_BUCKET_SECONDS = 0.02
+_SLOW_DOWN = 0.7
+_CREEP_PER_SECOND = 0.02
+_LEAST_SPEED = 0.01
+
+
+class Throttle:
+    """The account's gate. `clock` is the loop's; all amounts are per second inside.
+
+    `speed` is the share of the configured rate in use: it climbs from a tenth or so to 1 over
+    `ramp_seconds` at the start and after a pause, falls by `_SLOW_DOWN` at a throttling answer
+    (once for all requests sent before the fall), and creeps back.
+    """
+
+    def __init__(self, limits: RateLimits, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock or asyncio.get_running_loop().time
+        self._gate = asyncio.Lock()
+        self._pace = _Pace(limits.requests_per_minute / 60 * AIM, self._clock)
+        self._account = _TokenAccount(limits.tokens_per_minute / 60 * AIM, self._clock)
+        self._ramp_seconds = limits.ramp_seconds
+        self._start_speed = _start_speed(limits.requests_per_minute / 60)
+        self._ceiling = 1.0
+        self._ceiling_since = self._clock()
+        self._ramp_since = self._clock()
+        self._slowed_at = float("-inf")
+        self._paused_until = float("-inf")
+        self.waited_seconds = {"requests": 0.0, "tokens": 0.0, "pause": 0.0}
+
+    async def admit(self, tokens: int) -> float:
+        """Wait for the turn of a request of so many tokens; the instant of its permission."""
+        async with self._gate:
+            await self._timed("pause", self._pause_over())
+            await self._timed("tokens", self._account.room_for(tokens))
+            await self._timed("requests", self._pace.turn(self.speed))
+            self._account.charge(tokens)
+            return self._clock()
+
+    def settle(self, estimated: int, actual: int) -> None:
+        """Charge or refund what the server's usage differs from the tokens admitted."""
+        self._account.charge(actual - estimated)
+
+    def throttled(self, sent_at: float, after_seconds: float | None) -> None:
+        """The server asked for less, in answer to a request admitted at `sent_at`."""
+        now = self._clock()
+        if after_seconds is not None:
+            self._paused_until = max(self._paused_until, now + after_seconds)
+        if sent_at >= self._slowed_at:
+            self._ceiling = max(_LEAST_SPEED, self.speed * _SLOW_DOWN)
+            self._ceiling_since = self._slowed_at = now
+
+    @property
+    def speed(self) -> float:
+        """The share of the configured rate that is in use now."""
+        now = self._clock()
+        ceiling = min(1.0, self._ceiling + _CREEP_PER_SECOND * (now - self._ceiling_since))
+        if self._ramp_seconds <= 0:
+            return ceiling
+        climbed = (now - self._ramp_since) / self._ramp_seconds
+        return min(ceiling, self._start_speed + (1 - self._start_speed) * climbed)
+
+    async def _pause_over(self) -> None:
+        if self._clock() < self._paused_until:
+            while (wait := self._paused_until - self._clock()) > 0:
+                await asyncio.sleep(wait)
+            self._ramp_since = self._clock()
+
+    async def _timed(self, what: str, wait: Awaitable[None]) -> None:
+        began = self._clock()
+        await wait
+        self.waited_seconds[what] += self._clock() - began
+
+
+def _start_speed(per_second: float) -> float:
+    """A tenth of the rate, but never below two requests a second: no growth limit is that low."""
+    return min(1.0, max(0.1, 2 / per_second)) if per_second > 0 else 1.0
+
+
+class _Pace:
+    """Requests per second, spaced by aiolimiter. A request at half speed costs two turns."""
+
+    def __init__(self, per_second: float, clock: Callable[[], float]) -> None:
+        self._limiter = None
+        if per_second > 0:
+            self._bunch = max(1, int(per_second * _BUCKET_SECONDS))
+            self._most = self._bunch + per_second * _BUCKET_SECONDS
+            self._limiter = AsyncLimiter(self._most, self._most / per_second)
+        self._started = False
+        self._in_hand = 0.0
+
+    async def turn(self, speed: float) -> None:
+        if self._limiter is None:
+            return
+        if not self._started:
+            self._started = True
+            await self._limiter.acquire(self._most)  # an empty bucket to begin with
+        cost = 1 / speed
+        while self._in_hand < cost:
+            await self._limiter.acquire(self._bunch)
+            self._in_hand += self._bunch
+        self._in_hand -= cost
+
+
+class _TokenAccount:
+    """Tokens per second in a small bucket. A request larger than the bucket goes when it is full
+    and leaves a debt, so any size passes at any rate, in its turn.
+    """
+
+    def __init__(self, per_second: float, clock: Callable[[], float]) -> None:
+        self._rate = per_second
+        self._clock = clock
+        self._most = per_second * _TOKEN_BUCKET_SECONDS
+        self._balance = 0.0
+        self._since = clock()
+
+    async def room_for(self, tokens: int) -> None:
+        if self._rate <= 0:
+            return
+        while (lack := min(tokens, self._most) - self._refilled()) > 1e-6:
+            await asyncio.sleep(max(lack / self._rate, 0.002))
+
+    def charge(self, tokens: int) -> None:
+        if self._rate > 0:
+            self._balance = min(self._most, self._refilled() - tokens)
+
+    def _refilled(self) -> float:
+        now = self._clock()
+        self._balance = min(self._most, self._balance + (now - self._since) * self._rate)
+        self._since = now
+        return self._balance

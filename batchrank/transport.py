@@ -1,0 +1,100 @@
+"""One HTTP client: bytes out, a whole answer or the reason why none came back.
+
+What aiohttp does by default and must not do here: follow a redirect (a 307 takes body and key
+headers along), raise for a status (the exception's repr prints the key), count time spent queueing
+as time-out, unpack gzip without a bound, keep cookies. It never sends a POST twice by itself.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from email.utils import formatdate
+
+import aiohttp
+
+from batchrank.retry import Answered, Exchange, Unanswered
+
+CONNECT_SECONDS = 10.0
+_BYTES_PER_RESULT = 512
+_BYTES_BESIDES = 256 * 1024
+
+
+class Transport:
+    """Sends request bodies to one URL. Made by `connected`."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, timeout_seconds: float) -> None:
+        self._session = session
+        self._url = url
+        self._timeout_seconds = timeout_seconds
+
+    async def exchange(self, body: bytes, documents: int) -> Exchange:
+        """Send one request of so many documents; the answer, or why there is none."""
+        try:
+            async with (
+                asyncio.timeout(self._timeout_seconds),
+                self._session.post(self._url, data=body, allow_redirects=False) as response,
+            ):
+                cap = _BYTES_BESIDES + documents * _BYTES_PER_RESULT
+                content = await _capped(response, cap)
+                if content is None:
+                    return Unanswered(f"the answer is larger than {cap:,} bytes", sent=True)
+                headers = response.headers
+                return Answered(
+                    response.status,
+                    content,
+                    headers.get("Retry-After"),
+                    headers.get("Date") or formatdate(usegmt=True),
+                )
+        except TimeoutError:
+            return Unanswered(f"no answer within {self._timeout_seconds:g} s", sent=True)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            return Unanswered(_connection(error), sent=False)
+        except aiohttp.ClientError as error:
+            # The name only: an aiohttp message can hold headers.
+            return Unanswered(f"the connection broke ({type(error).__name__})", sent=True)
+
+
+@asynccontextmanager
+async def connected(
+    url: str, headers: Mapping[str, str], *, timeout_seconds: float, max_in_flight: int
+) -> AsyncIterator[Transport]:
+    """A transport to `url` over at most `max_in_flight` connections."""
+    connector = aiohttp.TCPConnector(limit=max_in_flight, keepalive_timeout=10)
+    async with aiohttp.ClientSession(
+        connector=connector,
+        headers={
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+            **headers,
+        },
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=("Accept", "User-Agent"),
+        trust_env=True,
+    ) as session:
+        yield Transport(session, url, timeout_seconds)
+
+
+async def _capped(response: aiohttp.ClientResponse, cap: int) -> bytes | None:
+    """The body, or None as soon as it proves larger than `cap` (its connection is dropped)."""
+    if (response.content_length or 0) > cap:
+        response.close()
+        return None
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > cap:
+            response.close()
+            return None
+    return bytes(body)
+
+
+def _connection(error: aiohttp.ClientError) -> str:
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "the endpoint's name cannot be resolved"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
+        return "the endpoint's certificate is not trusted"
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return f"no connection within {CONNECT_SECONDS:g} s"
+    return "the connection was refused"
