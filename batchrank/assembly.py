@@ -8,6 +8,7 @@ the endpoint a moment ago, or from the checkpoint of a run that was killed.
 from array import array
 from collections.abc import Sequence
 from math import isnan, nan
+from typing import Any
 
 import msgspec
 
@@ -25,7 +26,11 @@ class Part(msgspec.Struct):
     first: int
     rows: list[RowScores | None]
     waiting: int
-    kept: list[object]
+    kept: list[Any]
+
+    def finished(self) -> list[RowScores]:
+        """The rows, once none is waited for."""
+        return [row for row in self.rows if row is not None]
 
 
 class _OpenRow(msgspec.Struct, gc=False):
@@ -57,7 +62,7 @@ class Assembly:
         """Whether a part is begun and not finished."""
         return part in self._parts
 
-    def keep(self, first_row: int, kept: object) -> None:
+    def keep(self, first_row: int, kept: Any) -> None:
         """Take a batch's ids and kept columns; its rows all belong to one part."""
         index = first_row // self._rows_per_part
         part = self._parts.get(index)

@@ -209,6 +209,7 @@ def _write_meta(database: sqlite3.Connection, name: str, value: Spent) -> None:
 
 
 def _insert(database: sqlite3.Connection, item: _Settled) -> None:
+    values: tuple[int, int, bytes, bytes | None, int, str | None]
     match item.outcome:
         case Scored(plan_id=plan, relevance_scores=scores, requests=requests, note=note):
             values = (plan, item.part, item.digest, scores.tobytes(), requests, note)

@@ -4,9 +4,11 @@ Nothing slow is imported before a command needs it: `--help` answers at once.
 """
 
 import json
+import logging
 import signal
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from batchrank.server.scorer import Scorer
 
 Options = dict[str, Any]
+_log = logging.getLogger("batchrank")
 
 _CONFIG_OPTIONS = [
     ("endpoint", "provider", click.STRING, "Whom to ask: local, dashscope, dashscope-native."),
@@ -53,6 +56,16 @@ def _configured(command: Callable[..., None]) -> Callable[..., None]:
             "--summary", type=click.Choice(["text", "json"]), default="text", show_default=True
         ),
         click.option(
+            "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
+        ),
+        click.option(
+            "--log-level",
+            type=click.Choice(["debug", "info", "warning"]),
+            default="warning",
+            show_default=True,
+            help="What standard error is told: debug names every request that is sent again.",
+        ),
+        click.option(
             "-c", "--config", type=click.Path(path_type=Path), help="A TOML file; see README."
         ),
         click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
@@ -61,7 +74,7 @@ def _configured(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _metavar(kind: click.ParamType) -> str:
+def _metavar(kind: object) -> str:
     return "TEXT" if kind is click.STRING else "N"
 
 
@@ -74,6 +87,7 @@ def _load(options: Options) -> "JobConfig":
         value = options.pop(f"{section}__{name}")
         if value is not None:
             sections.setdefault(section, {})[name] = value
+    _log_to_stderr(options.pop("log_format"), options.pop("log_level"))
     keep = options.pop("keep")
     if keep:
         sections.setdefault("input", {})["keep_columns"] = list(keep)
@@ -324,8 +338,33 @@ def _show(figures: Any, words: Callable[[Any], str], *, as_json: bool) -> None:
     click.echo(msgspec.json.encode(figures).decode() if as_json else words(figures))
 
 
+def _log_to_stderr(log_format: str, level: str) -> None:
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("batchrank: %(message)s")
+    handler.setFormatter(_JsonLines() if log_format == "json" else plain)
+    _log.handlers = [handler]
+    _log.propagate = False
+    _log.setLevel(level.upper())
+
+
+class _JsonLines(logging.Formatter):
+    """One object a line: time (UTC), level, logger, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC)
+        line = {
+            "time": moment.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        return json.dumps(line, ensure_ascii=False)
+
+
 def _end(message: str, code: int) -> None:
-    click.echo(f"batchrank: {message}", err=True)
+    if not _log.handlers:
+        _log_to_stderr("text", "warning")
+    _log.error(message)
     sys.exit(code)
 
 

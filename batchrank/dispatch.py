@@ -10,6 +10,7 @@ in flight is drained.
 """
 
 import asyncio
+import logging
 from array import array
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from math import nan
@@ -17,7 +18,7 @@ from random import Random
 from typing import Protocol, TypeVar
 
 from batchrank.errors import BatchrankError
-from batchrank.records import Dropped, Failed, Outcome, RequestPlan, Scored, Spent
+from batchrank.records import Dropped, Failed, Outcome, RequestPlan, Scored, Spent, row_of
 from batchrank.retry import (
     MAX_ATTEMPTS,
     Again,
@@ -35,7 +36,9 @@ from batchrank.wire.answers import Scores
 PLANS_PER_FLIGHT = 4
 """Plans held for each place in flight: those beyond one wait to be sent again."""
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
+_Tasks = set[asyncio.Task[object]]
 
 
 class Endpoint(Protocol):
@@ -62,8 +65,8 @@ class Halt:
 
     def __init__(self) -> None:
         self.reason: BatchrankError | None = None
-        self._waiting: set[asyncio.Task[object]] = set()
-        self._sending: set[asyncio.Task[object]] = set()
+        self._waiting: _Tasks = set()
+        self._sending: _Tasks = set()
 
     def set(self, reason: BatchrankError, drain_seconds: float | None = None) -> None:
         """Stop sending. Answers in flight are waited for, `drain_seconds` at the most if given."""
@@ -88,7 +91,7 @@ class Halt:
         """Await an answer that has been asked for. Raises `Halted` when no longer waited for."""
         return await self._within(self._sending, step)
 
-    async def _within(self, tasks: "set[asyncio.Task[object]]", step: Awaitable[T]) -> T:
+    async def _within(self, tasks: _Tasks, step: Awaitable[T]) -> T:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
@@ -205,6 +208,7 @@ class Sender:
                 if failures == MAX_ATTEMPTS:
                     return GiveUp(f"given up after {failures} failed requests: {verdict.reason}")
             pause = max(verdict.after_seconds or 0.0, next(pauses[verdict.throttled]))
+            _log.debug("row %d: %s; again in %.1f s", row_of(plan.plan_id), verdict.reason, pause)
             await self._halt.unless_halted(asyncio.sleep(pause))
             tally.retries += 1
 

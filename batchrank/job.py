@@ -6,6 +6,7 @@ answers are committed in a third; the event loop only carries requests.
 """
 
 import asyncio
+import logging
 import signal
 import time
 from collections import deque
@@ -47,6 +48,8 @@ from batchrank.source import Chunk, Columns, Source, open_source
 from batchrank.throttle import Throttle
 from batchrank.transport import Transport, connected
 from batchrank.wire import DIALECTS, Ask
+
+_log = logging.getLogger(__name__)
 
 MAX_OPEN_PARTS = 4
 """Parts that may be unfinished at once: a slow request holds up reading only this far behind."""
@@ -150,6 +153,7 @@ class _Run:
         self._published = self._parts_that_exist()
         self._rows_before = total(list(self._published.values())).rows
         self._assembly = Assembly(rows, self._rows_per_part)
+        _log.info("%d rows, %d of %d parts published", rows, len(self._published), self._part_count)
         self._input_seconds = 0.0
         self._limited_by: str | None = None
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=int(10 / TICK_SECONDS))
@@ -324,12 +328,13 @@ class _Run:
         while (part := await self._finished.get()) is not None:
             try:
                 record = await asyncio.to_thread(
-                    self._sink.publish, part.index, part.rows, part.kept
+                    self._sink.publish, part.index, part.finished(), part.kept
                 )
             except BatchrankError as error:
                 self._halt.set(error)
                 continue
             self._published[part.index] = record
+            _log.info("%s published: %d rows", record.name, record.counts.rows)
             self._checkpoint.forget(part.index, msgspec.json.encode(record))
             self._part_left.set()
 

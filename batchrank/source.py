@@ -246,13 +246,14 @@ def _check_same(path: Path, schema: pa.Schema, first: pa.Schema, names: Sequence
 
 
 def _is_candidates(kind: pa.DataType) -> bool:
-    if not (
-        types.is_list(kind)
-        or types.is_large_list(kind)
-        or types.is_fixed_size_list(kind)
-        or types.is_list_view(kind)
-        or types.is_large_list_view(kind)
-    ):
+    lists = (
+        types.is_list,
+        types.is_large_list,
+        types.is_fixed_size_list,
+        types.is_list_view,
+        types.is_large_list_view,
+    )
+    if not any(is_one(kind) for is_one in lists):
         return False
     item = kind.value_type
     if not types.is_struct(item):
@@ -266,12 +267,8 @@ def _is_candidates(kind: pa.DataType) -> bool:
 def _is_text(kind: pa.DataType) -> bool:
     if types.is_dictionary(kind):
         kind = kind.value_type
-    return (
-        types.is_string(kind)
-        or types.is_large_string(kind)
-        or types.is_string_view(kind)
-        or types.is_null(kind)
-    )
+    texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+    return any(is_one(kind) for is_one in texts)
 
 
 def _is_id(kind: pa.DataType) -> bool:

@@ -1,0 +1,49 @@
+"""One night's reindexing: the rows of a date in, the scores of that date out. For cron:
+
+    15 1 * * *  cd /srv/search && .venv/bin/python jobs/nightly_reindex.py rows scores -c prod.toml
+
+Reads ROWS/YYYY-MM-DD/*.parquet and writes SCORES/YYYY-MM-DD/. Silent when all is well, so cron
+mails only failures. Safe to start twice: the second ends at once with 75 while the first is at
+work, and sends nothing when it is done. A night that was cut short is finished by the next start
+with the same date. Readers wait for SCORES/YYYY-MM-DD/_SUCCESS.
+"""
+
+from datetime import date
+from pathlib import Path
+
+import click
+
+from batchrank.config import load
+from batchrank.errors import BatchrankError
+from batchrank.job import Request, run
+
+
+@click.command()
+@click.argument("rows", type=click.Path(path_type=Path))
+@click.argument("scores", type=click.Path(path_type=Path))
+@click.option("-c", "--config", type=click.Path(path_type=Path), help="A TOML file; see configs/.")
+@click.option("--date", "day", default=lambda: date.today().isoformat(), help="[default: today]")
+@click.option("--max-cost", type=float, help="Stop (4) before the bill could pass so many dollars.")
+def nightly_reindex(
+    rows: Path, scores: Path, config: Path | None, day: str, max_cost: float | None
+) -> None:
+    """Score ROWS/DATE into SCORES/DATE."""
+    try:
+        date.fromisoformat(day)
+    except ValueError:
+        raise click.BadParameter(
+            f"{day} is no date; write YYYY-MM-DD.", param_hint="--date"
+        ) from None
+    try:
+        request = Request(inputs=[str(rows / day)], out=scores / day, max_cost_usd=max_cost)
+        receipt = run(load(config, {}), request, lambda progress: None)
+    except BatchrankError as error:
+        click.echo(f"nightly_reindex {day}: {error}", err=True)
+        raise SystemExit(error.code) from error
+    if receipt.exit_code:
+        click.echo(f"nightly_reindex {day}: {receipt.message}", err=True)
+    raise SystemExit(receipt.exit_code)
+
+
+if __name__ == "__main__":
+    nightly_reindex()
