@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from email.utils import formatdate
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
@@ -71,9 +73,19 @@ async def connected(
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("Accept", "User-Agent"),
-        trust_env=True,
+        proxy=_proxy(url),
     ) as session:
         yield Transport(session, url, timeout_seconds)
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for this URL, looked up once: aiohttp's `trust_env`
+    asks a thread, and reads ~/.netrc, at every request (a fifth of its cost, measured).
+    """
+    parts = urlsplit(url)
+    if parts.hostname in {"127.0.0.1", "localhost", "::1"} or proxy_bypass(parts.netloc):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 async def _capped(response: aiohttp.ClientResponse, cap: int) -> bytes | None:
