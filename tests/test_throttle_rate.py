@@ -1,0 +1,308 @@
+"""Requests and tokens a minute: all that the limits allow, and nothing that a server would refuse.
+
+Time is virtual and instants are exact; the judges are the server's own models of a limit.
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+from virtual_time import run
+
+from batchrank.limits import RateLimits
+from batchrank.server.quotas import Quota, fixed_minute, growth, per_second, sliding_minute
+from batchrank.throttle import AIM, Throttle
+
+TRIALS = int(os.environ.get("BATCHRANK_TRIALS", "150"))
+MINUTES = {"fixed minute": fixed_minute, "sliding minute": sliding_minute}
+WINDOWS = {**MINUTES, "per second": per_second}
+
+Admitted = list[tuple[float, int]]
+
+
+def limits(rpm: float = 0, tpm: float = 0, *, ramp_seconds: float = 0) -> RateLimits:
+    return RateLimits(requests_per_minute=rpm, tokens_per_minute=tpm, ramp_seconds=ramp_seconds)
+
+
+def saturate(rate: RateLimits, sizes: Sequence[int], seconds: float) -> Admitted:
+    """What a throttle admits in so many seconds to somebody who always has a next request."""
+
+    async def all_the_time() -> Admitted:
+        throttle = Throttle(rate)
+        admitted: Admitted = []
+        while True:
+            size = sizes[len(admitted) % len(sizes)]
+            instant = await throttle.admit(size)
+            if instant >= seconds:
+                return admitted
+            admitted.append((instant, size))
+
+    return run(all_the_time())
+
+
+def refused(admitted: Admitted, quota: Quota, start: float = 0.0) -> int:
+    """How many of the admitted requests a server would refuse whose clock began `start` ago."""
+    return sum(quota.admit(start + instant, size) is not None for instant, size in admitted)
+
+
+def test_an_account_of_5400_requests_a_minute_is_used_to_98_percent_for_half_an_hour() -> None:
+    admitted = saturate(limits(5400, ramp_seconds=10), [1], 30 * 60)
+    assert 0.98 <= len(admitted) / (5400 * 30) <= 1
+    for name, window in WINDOWS.items():
+        for start in (0.0, 0.37, 31.7):
+            assert refused(admitted, Quota(window(5400)), start) == 0, (name, start)
+
+
+@pytest.mark.parametrize("sizes", [[5_000], [100, 9_000, 40, 2_500]], ids=["even", "mixed"])
+def test_an_account_of_a_million_tokens_a_minute_is_used_to_98_percent(sizes: list[int]) -> None:
+    """Requests up to 1 % of the limit here: that many fit into what the aim leaves free."""
+    admitted = saturate(limits(tpm=1_000_000), sizes, 30 * 60)
+    assert 0.98 <= sum(size for _, size in admitted) / 30_000_000 <= 1
+    for name, window in MINUTES.items():
+        for start in (0.0, 31.7):
+            assert refused(admitted, Quota(window(0, 1_000_000)), start) == 0, (name, start)
+
+
+@pytest.mark.parametrize("tpm", [10_000_000, 5_000_000_000])
+def test_tokens_a_second_are_kept_as_well(tpm: int) -> None:
+    admitted = saturate(limits(tpm=tpm), [tpm // 60 // 500], 60)
+    assert refused(admitted, Quota(per_second(0, tpm))) == 0
+
+
+def test_both_limits_hold_when_both_bind_by_turns() -> None:
+    sizes = [10] * 500 + [9_000] * 100
+    admitted = saturate(limits(5400, 1_500_000), sizes, 600)
+    for window in MINUTES.values():
+        assert refused(admitted, Quota(window(5400, 1_500_000))) == 0
+    assert refused(admitted, Quota(per_second(5400))) == 0
+
+
+@pytest.mark.parametrize("rpm", [1, 7, 60, 61, 90, 600, 5400, 14_999, 15_300, 30_000, 100_000])
+def test_any_rate_is_reached_and_never_passed(rpm: int) -> None:
+    seconds = max(20.0, 600 / rpm * 60) if rpm < 600 else 20.0
+    admitted = saturate(limits(rpm), [1], seconds)
+    assert len(admitted) >= AIM * rpm / 60 * seconds * 0.99 - 1
+    for name, window in WINDOWS.items():
+        assert refused(admitted, Quota(window(rpm))) == 0, name
+
+
+def test_the_first_request_waits_its_turn_so_that_a_restart_adds_no_burst() -> None:
+    first, second = saturate(limits(60), [1], 3)
+    assert first[0] == pytest.approx(1 / AIM, abs=1e-3)
+    assert second[0] == pytest.approx(2 / AIM, abs=1e-3)
+
+
+def test_runs_started_one_after_the_other_stay_within_the_limits() -> None:
+    admitted: Admitted = []
+    for session in range(60):
+        latest = saturate(limits(600), [1], 1.0)
+        admitted += [(session + instant, size) for instant, size in latest]
+    for name, window in WINDOWS.items():
+        assert refused(admitted, Quota(window(600))) == 0, name
+
+
+def test_no_limit_costs_no_wait() -> None:
+    admitted = saturate(limits(), [120_000], 1e-5) or run(_one(limits()))
+    assert admitted[0][0] < 1e-5
+
+
+async def _one(rate: RateLimits) -> Admitted:
+    return [(await Throttle(rate).admit(120_000), 120_000)]
+
+
+def test_a_thousand_unlimited_requests_pass_in_one_instant() -> None:
+    async def thousand() -> float:
+        throttle = Throttle(limits())
+        return [await throttle.admit(120_000) for _ in range(1000)][-1]
+
+    assert run(thousand()) < 1e-3
+
+
+def test_a_request_larger_than_the_token_bucket_passes_and_leaves_a_debt() -> None:
+    """Once the bucket of 20 ms is full it goes; the next one waits until its debt is paid."""
+    rate = 60_000 / 60 * AIM
+    admitted = saturate(limits(tpm=60_000), [30_000], 95)
+    expected = [0.02 + turn * 30_000 / rate for turn in range(len(admitted))]
+    assert [instant for instant, _ in admitted] == pytest.approx(expected, abs=5e-3)
+    assert len(admitted) == 4
+
+
+def test_a_request_larger_than_a_whole_minute_passes_too() -> None:
+    admitted = saturate(limits(tpm=1_000), [5_000], 700)
+    assert [instant for instant, _ in admitted] == pytest.approx(
+        [0.02, 0.02 + 300 / AIM, 0.02 + 600 / AIM], abs=5e-3
+    )
+
+
+def test_large_requests_never_pass_a_minutes_tokens() -> None:
+    """Eight of 120,000 fit into a million; nine within sixty seconds are refused."""
+    admitted = saturate(limits(tpm=1_000_000), [120_000], 30 * 60)
+    for name, window in MINUTES.items():
+        assert refused(admitted, Quota(window(0, 1_000_000))) == 0, name
+
+
+def test_a_second_after_an_idle_gap_holds_no_more_tokens_than_a_sixtieth() -> None:
+    async def gap() -> Admitted:
+        throttle = Throttle(limits(tpm=6_000_000))
+        await asyncio.sleep(5)
+        return [(await throttle.admit(100), 100) for _ in range(1100)]
+
+    assert refused(run(gap()), Quota(per_second(0, 6_000_000))) == 0
+
+
+def test_a_large_request_is_not_overtaken_by_small_ones() -> None:
+    """Arrival order is kept, whatever the sizes: nobody starves."""
+    sizes = [50, 20_000, 50, 50, 7_000, 1] * 20
+
+    async def all_at_once() -> list[int]:
+        throttle = Throttle(limits(6000, 1_000_000))
+        order: list[int] = []
+
+        async def ask(number: int, size: int) -> None:
+            await throttle.admit(size)
+            order.append(number)
+
+        async with asyncio.TaskGroup() as group:
+            for number, size in enumerate(sizes):
+                group.create_task(ask(number, size))
+        return order
+
+    assert run(all_at_once()) == list(range(len(sizes)))
+
+
+def test_no_request_waits_longer_than_a_tenth_above_its_ideal() -> None:
+    """The ideal: everything before it at the full rate."""
+    admitted = saturate(limits(600, 6_000_000), [20_000, 100, 100, 5_000], 120)
+    tokens = 0
+    for number, (instant, size) in enumerate(admitted, 1):
+        tokens += size
+        ideal = max(number / 10, tokens / 100_000)
+        assert instant <= 1.1 * ideal + 0.1
+
+
+def test_usage_above_the_estimate_is_charged_and_below_it_refunded() -> None:
+    async def settled(actual: int) -> float:
+        throttle = Throttle(limits(tpm=60_000))
+        await throttle.admit(1_000)
+        throttle.settle(1_000, actual)
+        return await throttle.admit(1_000)
+
+    rate = 60_000 / 60 * AIM
+    for actual in (1_000, 1_500, 600):
+        assert run(settled(actual)) == pytest.approx(0.02 + actual / rate, abs=5e-3)
+
+
+def test_a_refund_never_fills_more_than_the_bucket() -> None:
+    async def refunded() -> Admitted:
+        throttle = Throttle(limits(tpm=6_000_000))
+        await throttle.admit(1)
+        throttle.settle(1_000_000, 1)
+        return [(await throttle.admit(1_000), 1_000) for _ in range(10)]
+
+    first, last = run(refunded())[0], run(refunded())[-1]
+    assert last[0] - first[0] >= (10 * 1_000 - 2_000) / (100_000 * AIM) - 2e-3
+
+
+def test_the_ramp_begins_at_a_tenth_and_takes_its_ten_seconds() -> None:
+    admitted = saturate(limits(5400, ramp_seconds=10), [1], 14)
+    in_second = [sum(int(instant) == second for instant, _ in admitted) for second in range(14)]
+    assert in_second[0] <= 0.2 * 90
+    assert in_second[:10] == sorted(in_second[:10])
+    assert all(87 <= requests <= 90 for requests in in_second[11:])
+    assert refused(admitted, Quota(growth(base=20, factor=2, seconds=1))) == 0
+
+
+def test_a_slow_account_needs_no_ramp() -> None:
+    ramped = saturate(limits(60, ramp_seconds=10), [1], 30)
+    assert ramped == saturate(limits(60), [1], 30)
+
+
+def test_waits_are_told_apart_by_what_was_waited_for() -> None:
+    async def waited() -> dict[str, float]:
+        throttle = Throttle(limits(60, 60_000))
+        for size in (1, 1, 10_000, 1):
+            await throttle.admit(size)
+        return throttle.waited_seconds
+
+    seconds = run(waited())
+    assert seconds["requests"] == pytest.approx(3 / AIM, abs=0.1)
+    assert seconds["tokens"] == pytest.approx(10_000 / (1_000 * AIM), abs=0.1)
+    assert seconds["pause"] == 0
+
+
+def test_cancelled_waiters_leave_nothing_behind() -> None:
+    """2,000 cancelled while waiting: no task, no turn and no token of theirs is missed after."""
+
+    async def cancelled() -> tuple[float, list[float]]:
+        throttle = Throttle(limits(600, 6_000_000))
+        random = Random(7)
+        for _ in range(20):
+            waiters = [asyncio.create_task(throttle.admit(1_000)) for _ in range(100)]
+            await asyncio.sleep(random.uniform(0, 0.05))
+            for waiter in waiters:
+                waiter.cancel()
+            await asyncio.gather(*waiters, return_exceptions=True)
+        assert len(asyncio.all_tasks()) == 1
+        began = asyncio.get_running_loop().time()
+        return began, [await throttle.admit(1_000) for _ in range(50)]
+
+    began, instants = run(cancelled())
+    assert instants[0] - began <= 0.11
+    assert instants[-1] - began == pytest.approx(50 / (10 * AIM), abs=0.15)
+
+
+def test_a_cancelled_head_hands_the_gate_on() -> None:
+    async def handed_on() -> float:
+        throttle = Throttle(limits(tpm=60_000))
+        await throttle.admit(60_000)
+        head = asyncio.create_task(throttle.admit(1))
+        small = asyncio.create_task(throttle.admit(1))
+        await asyncio.sleep(1)
+        head.cancel()
+        return await small
+
+    assert run(handed_on()) == pytest.approx(60_000 / (1_000 * AIM), abs=0.1)
+
+
+@pytest.mark.parametrize("seed", range(TRIALS))
+def test_any_schedule_stays_within_every_model(seed: int) -> None:
+    """Random rates, sizes, idle gaps, cancels, throttled answers and restarts.
+
+    Sizes are such that a minute's allowance holds many; see the test on large requests.
+    """
+    random = Random(seed)
+    rpm = round(10 ** random.uniform(0, 5))
+    tpm = random.choice([0, round(10 ** random.uniform(4, 9))])
+    most = max(1, min(tpm // 100, 120_000)) if tpm else 120_000
+    ramp_seconds = random.choice([0, 0, 10])
+
+    async def schedule() -> Admitted:
+        clock = asyncio.get_running_loop().time
+        admitted: Admitted = []
+
+        async def ask(throttle: Throttle, size: int) -> None:
+            admitted.append((await throttle.admit(size), size))
+
+        for _ in range(random.randint(1, 3)):
+            throttle = Throttle(limits(rpm, tpm, ramp_seconds=ramp_seconds))
+            for _ in range(random.randint(1, 8)):
+                waiters = [
+                    asyncio.create_task(ask(throttle, random.randint(1, most)))
+                    for _ in range(random.randint(1, 30))
+                ]
+                await asyncio.sleep(random.choice([0, 0.001, 0.1, 1, 30, 70]))
+                if random.random() < 0.3:
+                    for waiter in random.sample(waiters, len(waiters) // 2):
+                        waiter.cancel()
+                if random.random() < 0.2:
+                    throttle.throttled(clock(), random.choice([None, 0.5, 20.0]))
+                await asyncio.gather(*waiters, return_exceptions=True)
+        return admitted
+
+    admitted = run(schedule())
+    start = random.uniform(0, 60)
+    for name, window in MINUTES.items():
+        assert refused(admitted, Quota(window(rpm, tpm)), start) == 0, name
+    assert refused(admitted, Quota(per_second(rpm)), start) == 0
