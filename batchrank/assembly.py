@@ -12,7 +12,17 @@ from typing import Any
 
 import msgspec
 
-from batchrank.records import Dropped, Failed, Outcome, PlannedRow, RowScores, Scored, Slot
+from batchrank.records import (
+    Dropped,
+    Failed,
+    Outcome,
+    PlannedRow,
+    RequestPlan,
+    RowScores,
+    Scored,
+    Slot,
+    Spent,
+)
 
 
 class Part(msgspec.Struct):
@@ -78,7 +88,7 @@ class Assembly:
         for plan in planned.plans:
             self._slots[plan.plan_id] = plan.slots
         if not planned.plans:
-            return self._finish(row)
+            return self.place(_finished(row))
         # Texts are in the plans, which dispatch lets go of; only what assembly needs stays.
         row.planned = msgspec.structs.replace(planned, plans=())
         self._rows[planned.index] = row
@@ -94,20 +104,32 @@ class Assembly:
             _take(row, slot, outcome)
             if not row.waiting:
                 del self._rows[slot.row]
-                part = self._finish(row)
+                part = self.place(_finished(row))
                 if part is not None:
                     finished.append(part)
         return finished
 
-    def _finish(self, row: _OpenRow) -> Part | None:
-        index = row.planned.index // self._rows_per_part
+    def place(self, row: RowScores) -> Part | None:
+        """Take a finished row; its part, if it was the last."""
+        index = row.index // self._rows_per_part
         part = self._parts[index]
-        part.rows[row.planned.index - part.first] = _finished(row)
+        part.rows[row.index - part.first] = row
         part.waiting -= 1
         self.rows_done += 1
         if part.waiting:
             return None
         return self._parts.pop(index)
+
+
+def outcome_before(plan: RequestPlan, row: RowScores) -> Scored | None:
+    """A plan's outcome as a finished row still knows it; None unless all of it was scored."""
+    scores = array("d", [nan]) * len(plan.documents)
+    for slot in plan.slots:
+        for position, document in zip(slot.positions, slot.documents, strict=True):
+            scores[document] = row.relevance_scores[position]
+    if any(map(isnan, scores)):
+        return None
+    return Scored(plan.plan_id, scores, requests=1, spent=Spent())
 
 
 def _take(row: _OpenRow, slot: Slot, outcome: Scored | Failed) -> None:

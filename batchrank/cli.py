@@ -130,12 +130,16 @@ def cli() -> None:
     metavar="N",
     help="End with 3 when more rows fail.  [default: 0]",
 )
+@click.option(
+    "--retry-failed", is_flag=True, help="Ask again for rows that failed, and for no others."
+)
 @click.option("--restart", is_flag=True, help="Throw away what OUT holds of an earlier run.")
 def run(
     out: Path,
     max_cost: float | None,
     max_failed_rows: int,
     restart: bool,
+    retry_failed: bool,
     summary: str,
     limit: int | None,
     inputs: tuple[str, ...],
@@ -160,6 +164,7 @@ def run(
         inputs=inputs,
         out=out,
         restart=restart,
+        retry_failed=retry_failed,
         limit_rows=limit or 0,
         max_cost_usd=max_cost,
         max_failed_rows=max_failed_rows,

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from batchrank.errors import ConfigInvalid
-from batchrank.limits import AtLeastOne, RateLimits, RequestLimits, Whole
+from batchrank.limits import Amount, AtLeastOne, RateLimits, RequestLimits, Whole
 from batchrank.providers import PROVIDERS, Provider
 
 
@@ -34,6 +34,7 @@ class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     api_key_file: str = ""
     headers: dict[str, str] = {}
     timeout_seconds: Annotated[float, Meta(gt=0, le=3600)] = 60
+    max_outage_seconds: Amount = 900
 
 
 class InputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -36,6 +36,9 @@ from batchrank.wire.answers import Scores
 PLANS_PER_FLIGHT = 4
 """Plans held for each place in flight: those beyond one wait to be sent again."""
 
+DRAIN_SECONDS = 2.5
+"""How long a stopped run waits for answers in flight; Airflow kills 5 s after its SIGTERM."""
+
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 _Tasks = set[asyncio.Task[object]]
@@ -53,11 +56,12 @@ class Endpoint(Protocol):
     async def exchange(self, body: bytes, documents: int) -> Exchange:
         """Send a body; what came back."""
 
-    def throttled(self, sent_at: float, after_seconds: float | None) -> None:
-        """A request admitted at that instant was answered with a wish for less."""
+    def learn(self, verdict: Verdict, sent_at: float, tokens: int, documents: int) -> None:
+        """What became of a request admitted at that instant with so many tokens."""
 
-    def settle(self, tokens: int, documents: int, billed: int | None) -> None:
-        """What an admitted request was billed; None where that stays unknown."""
+    @property
+    def successes(self) -> int:
+        """Requests answered so far, this plan's or another's."""
 
 
 class Halt:
@@ -73,7 +77,7 @@ class Halt:
         if self.reason is not None:
             return
         self.reason = reason
-        for task in self._waiting:
+        for task in self._waiting - {asyncio.current_task()}:
             task.cancel()
         if drain_seconds is not None:
             asyncio.get_running_loop().call_later(drain_seconds, self.abandon)
@@ -178,7 +182,7 @@ class Sender:
                     names = [_candidate(plan, document) for document in part.documents]
                     notes.append(f"{_listed(names)}: {reason}")
                 case Stop(error=error):
-                    self._halt.set(error)
+                    self._halt.set(error, DRAIN_SECONDS)
                     return Dropped(plan.plan_id, tally.spent())
         if not answers:
             return Failed(plan.plan_id, "; ".join(notes), tally.spent())
@@ -196,25 +200,23 @@ class Sender:
         pauses = {flag: waits(self._random, throttled=flag) for flag in (False, True)}
         failures = 0
         while True:
-            verdict, sent_at = await self._exchange(body, count, tokens, tally)
+            before = self._endpoint.successes
+            verdict = await self._exchange(body, count, tokens, tally)
             if isinstance(verdict, Halve) and verdict.size:
                 self._refused.append((count, len(body)))
             if not isinstance(verdict, Again):
                 return verdict
-            if verdict.throttled:
-                self._endpoint.throttled(sent_at, verdict.after_seconds)
-            else:
-                failures += 1
-                if failures == MAX_ATTEMPTS:
-                    return GiveUp(f"given up after {failures} failed requests: {verdict.reason}")
+            # While nothing succeeds the endpoint is to blame, not the request.
+            others_succeed = self._endpoint.successes > before
+            failures += not verdict.throttled and (verdict.answered or others_succeed)
+            if failures == MAX_ATTEMPTS:
+                return GiveUp(f"given up after {failures} failed requests: {verdict.reason}")
             pause = max(verdict.after_seconds or 0.0, next(pauses[verdict.throttled]))
             _log.debug("row %d: %s; again in %.1f s", row_of(plan.plan_id), verdict.reason, pause)
             await self._halt.unless_halted(asyncio.sleep(pause))
             tally.retries += 1
 
-    async def _exchange(
-        self, body: bytes, documents: int, tokens: int, tally: "_Tally"
-    ) -> tuple[Verdict, float]:
+    async def _exchange(self, body: bytes, documents: int, tokens: int, tally: "_Tally") -> Verdict:
         await self._halt.unless_halted(self._flights.acquire())
         try:
             sent_at = await self._halt.unless_halted(self._endpoint.admit(tokens, documents))
@@ -224,15 +226,11 @@ class Sender:
         finally:
             self._flights.release()
         verdict = judge(answer, documents)
-        billed: int | None = 0
         if isinstance(verdict, Scores):
-            billed = tokens if verdict.tokens is None else verdict.tokens
-            tally.tokens += billed
-        elif isinstance(verdict, Again) and verdict.possibly_paid:
-            billed = None
-        tally.unknown -= billed is not None
-        self._endpoint.settle(tokens, documents, billed)
-        return verdict, sent_at
+            tally.tokens += tokens if verdict.tokens is None else verdict.tokens
+        tally.unknown -= not (isinstance(verdict, Again) and verdict.possibly_paid)
+        self._endpoint.learn(verdict, sent_at, tokens, documents)
+        return verdict
 
 
 class _Tally:

@@ -24,12 +24,12 @@ import msgspec
 import uvloop
 
 from batchrank import __version__
-from batchrank.assembly import Assembly, Part
+from batchrank.assembly import Assembly, Part, outcome_before
 from batchrank.budget import Budget, ceiling
 from batchrank.checkpoint import Checkpoint
 from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed
 from batchrank.config import JobConfig, key_of
-from batchrank.dispatch import Halt, Sender, dispatch
+from batchrank.dispatch import DRAIN_SECONDS, Halt, Sender, dispatch
 from batchrank.errors import (
     BatchrankError,
     CostReached,
@@ -39,23 +39,21 @@ from batchrank.errors import (
     Stopped,
 )
 from batchrank.planning import Planner
-from batchrank.records import Outcome, PlannedRow, RequestPlan, row_of
+from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import LIMITED_BY, Progress, Receipt, total, write_live
-from batchrank.retry import Exchange
+from batchrank.retry import Again, Exchange, Verdict
 from batchrank.server.child import local_server
 from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
 from batchrank.source import Chunk, Columns, Source, open_source
 from batchrank.throttle import Throttle
 from batchrank.transport import Transport, connected
 from batchrank.wire import DIALECTS, Ask
+from batchrank.wire.answers import Scores
 
 _log = logging.getLogger(__name__)
 
 MAX_OPEN_PARTS = 4
 """Parts that may be unfinished at once: a slow request holds up reading only this far behind."""
-
-DRAIN_SECONDS = 2.5
-"""How long a stopped run waits for answers in flight; Airflow kills 5 s after its SIGTERM."""
 
 TICK_SECONDS = 0.25
 
@@ -69,6 +67,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     limit_rows: int = 0
     max_cost_usd: float | None = None
     max_failed_rows: int = 0
+    retry_failed: bool = False
 
 
 def columns_of(config: JobConfig) -> Columns:
@@ -109,7 +108,7 @@ def run(config: JobConfig, request: Request, watch: Callable[[Progress], None]) 
     rows = min(source.total_rows, request.limit_rows or source.total_rows)
     fingerprint = Fingerprint(list(source.files), request.limit_rows, config.deciding())
     with claimed(request.out, fingerprint, restart=request.restart) as claim:
-        if claim.finished:
+        if claim.finished and not request.retry_failed:
             return finished_receipt(claim.folder)
         return _Run(config, request, source, rows, claim, watch).to_the_end(key)
 
@@ -151,7 +150,8 @@ class _Run:
         self._checkpoint = Checkpoint(claim.database)
         self._spent = self._spent_before = self._checkpoint.spent
         self._published = self._parts_that_exist()
-        self._rows_before = total(list(self._published.values())).rows
+        self._reopened = self._reopen() if request.retry_failed else {}
+        self._rows_before = total(self._published.values(), "rows")
         self._assembly = Assembly(rows, self._rows_per_part)
         _log.info("%d rows, %d of %d parts published", rows, len(self._published), self._part_count)
         self._input_seconds = 0.0
@@ -189,6 +189,15 @@ class _Run:
                 published[part] = msgspec.json.decode(known, type=PartRecord)
         return published
 
+    def _reopen(self) -> dict[int, list[RowScores]]:
+        """Take back parts with failed rows, to be written again; their files stay until then."""
+        failed = [part for part, known in self._published.items() if known.counts.failed_offsets]
+        if failed:
+            (self._claim.folder / SUCCESS).unlink(missing_ok=True)
+        for part in failed:
+            del self._published[part]
+        return {part: self._sink.rows(part, part * self._rows_per_part) for part in failed}
+
     def _score(self, key: str | None) -> None:
         """Send what is missing. Raises what ended it early, once all that came is on disk."""
         url = self._config.endpoint.base_url or self._config.provider.base_url
@@ -225,7 +234,9 @@ class _Run:
             timeout_seconds=config.endpoint.timeout_seconds,
             max_in_flight=config.rate.max_in_flight,
         ) as transport:
-            self._throttle = Throttle(config.rate)
+            self._throttle = Throttle(
+                config.rate, max_outage_seconds=config.endpoint.max_outage_seconds
+            )
             link = _Link(config, transport, self._throttle, self._budget(), halt)
             random = Random()
             sender = Sender(link, max_in_flight=config.rate.max_in_flight, halt=halt, random=random)
@@ -264,8 +275,7 @@ class _Run:
                     await self._room_for(chunk.first // self._rows_per_part)
                     self._assembly.keep(chunk.first, chunk.kept)
                     for row in planned:
-                        self._finish(self._assembly.begin(row))
-                        for plan in row.plans:
+                        for plan in self._begin(row):
                             answer = answers.pop(plan.plan_id, None)
                             if answer is None:
                                 yield plan
@@ -278,6 +288,28 @@ class _Run:
                                 )
             except BatchrankError as error:
                 self._halt.set(error)
+
+    def _begin(self, row: PlannedRow) -> Sequence[RequestPlan]:
+        """Expect a row; the plans that are to be settled, which in a part that was published before
+        are those without a score.
+        """
+        reopened = self._reopened.get(row.index // self._rows_per_part)
+        if reopened is None:
+            self._finish(self._assembly.begin(row))
+            return row.plans
+        before = reopened[row.index % self._rows_per_part]
+        if not before.failed_requests:
+            self._finish(self._assembly.place(before))
+            return ()
+        self._finish(self._assembly.begin(row))
+        missing = []
+        for plan in row.plans:
+            outcome = outcome_before(plan, before)
+            if outcome is None:
+                missing.append(plan)
+            else:
+                self._finish(*self._assembly.settle(outcome))
+        return missing
 
     async def _timed_input(
         self, upcoming: "Future[tuple[Chunk, list[PlannedRow]] | None]"
@@ -383,7 +415,7 @@ class _Run:
         return LIMITED_BY[max(waited, key=lambda what: waited[what])]
 
     def _too_many_failed(self) -> RowsFailed | None:
-        failed = total(list(self._published.values())).failed_rows
+        failed = sum(len(part.counts.failed_offsets) for part in self._published.values())
         allowed = self._request.max_failed_rows
         if failed <= allowed:
             return None
@@ -394,7 +426,6 @@ class _Run:
 
     def _receipt(self, error: BatchrankError | None) -> Receipt:
         parts = [record for _, record in sorted(self._published.items())]
-        counts = total(parts)
         spent = self._spent
         return Receipt(
             status="finished" if error is None else "stopped",
@@ -405,12 +436,12 @@ class _Run:
             config=self._config.shown(),
             input=list(self._source.files),
             rows=self._rows,
-            rows_scored=counts.scored,
-            rows_partial=counts.partial,
-            rows_failed=counts.failed,
-            rows_skipped=counts.skipped,
-            rows_open=self._rows - counts.rows,
-            documents_truncated=counts.truncated,
+            rows_scored=total(parts, "scored"),
+            rows_partial=total(parts, "partial"),
+            rows_failed=total(parts, "failed"),
+            rows_skipped=total(parts, "skipped"),
+            rows_open=self._rows - total(parts, "rows"),
+            documents_truncated=total(parts, "truncated"),
             requests=spent.requests,
             retries=spent.retries,
             possibly_paid=spent.possibly_paid,
@@ -442,13 +473,20 @@ class _Link:
         self._throttle = throttle
         self._budget = budget
         self._halt = halt
-        self.throttled = throttle.throttled
+
+    @property
+    def successes(self) -> int:
+        return self._throttle.successes
 
     def encode(self, query: str, documents: Sequence[str]) -> bytes:
         return encode(self._config, query, documents)
 
     async def admit(self, tokens: int, documents: int) -> float:
-        sent_at = await self._throttle.admit(tokens)
+        try:
+            sent_at = await self._throttle.admit(tokens)
+        except BatchrankError as error:
+            self._halt.set(error)
+            raise asyncio.CancelledError from None
         if not self._budget.reserve(ceiling(tokens, documents)):
             self._halt.set(
                 CostReached(
@@ -462,7 +500,20 @@ class _Link:
     async def exchange(self, body: bytes, documents: int) -> Exchange:
         return await self._transport.exchange(body, documents)
 
-    def settle(self, tokens: int, documents: int, billed: int | None) -> None:
-        self._budget.settle(ceiling(tokens, documents), billed)
-        if billed:
+    def learn(self, verdict: Verdict, sent_at: float, tokens: int, documents: int) -> None:
+        billed: int | None = 0
+        if isinstance(verdict, Scores):
+            billed = tokens if verdict.tokens is None else verdict.tokens
             self._throttle.settle(tokens, billed)
+        elif isinstance(verdict, Again) and verdict.possibly_paid:
+            billed = None
+        self._budget.settle(ceiling(tokens, documents), billed)
+        if not isinstance(verdict, Again):
+            self._throttle.succeeded()
+            return
+        if verdict.throttled:
+            self._throttle.throttled(sent_at, verdict.after_seconds)
+        try:
+            self._throttle.failed(broken=verdict.broken)
+        except BatchrankError as error:
+            self._halt.set(error, DRAIN_SECONDS)

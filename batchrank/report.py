@@ -3,19 +3,21 @@
 Figures come from counts that were kept anyway; nothing here measures.
 """
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from batchrank.sink import PartCounts, PartRecord
+from batchrank.sink import PartRecord
 from batchrank.source import FileIdentity
 
 LIMITED_BY = {
     "requests": "requests per minute",
     "tokens": "tokens per minute",
     "pause": "the endpoint's throttling",
+    "outage": "the endpoint's failures",
     "input": "reading and planning the input",
     "endpoint": "the endpoint's answers (max_in_flight)",
 }
@@ -90,10 +92,9 @@ def read_live(state: Path) -> Progress | None:
         return None
 
 
-def total(parts: list[PartRecord]) -> PartCounts:
-    """The counts of all published parts together."""
-    names = PartCounts.__struct_fields__
-    return PartCounts(**{name: sum(getattr(part.counts, name) for part in parts) for name in names})
+def total(parts: Iterable[PartRecord], count: str) -> int:
+    """A count of `PartCounts` over all published parts."""
+    return sum(getattr(part.counts, count) for part in parts)
 
 
 def summary(receipt: Receipt, out: str) -> str:

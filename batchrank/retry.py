@@ -22,8 +22,8 @@ from batchrank.errors import (
 from batchrank.wire.answers import BadAnswer, Refusal, Scores, read, read_refusal
 
 MAX_ATTEMPTS = 10
-"""Exchanges of one request that may fail before it is given up, throttles not counted: with one
-in five failing at random, one request in ten million is given up."""
+"""Failures that may be held against a request before it is given up: with one in five failing at
+random, one request in ten million is."""
 
 _CAP_SECONDS = 60.0
 _THROTTLE_BASE_SECONDS = 1.0
@@ -52,13 +52,16 @@ Exchange = Answered | Unanswered
 
 
 class Again(msgspec.Struct, frozen=True):
-    """Send it again. `throttled`: the endpoint asked for less, so everybody waits, and the attempt
-    is not held against the request.
+    """Send it again. `throttled`: the endpoint asked for less, so everybody waits. `answered`: the
+    endpoint itself dealt with this request and failed, whatever becomes of the others. `broken`:
+    what it answered is no rerank answer.
     """
 
     reason: str
     throttled: bool = False
     possibly_paid: bool = False
+    answered: bool = False
+    broken: bool = False
     after_seconds: float | None = None
 
 
@@ -128,7 +131,8 @@ def _judge_ok(exchange: Answered, documents: int) -> Verdict:
     try:
         answer = read(exchange.body, documents)
     except BadAnswer as error:
-        return Again(f"the answer breaks the contract: {error}", possibly_paid=True)
+        said = f"the answer breaks the contract: {error}"
+        return Again(said, possibly_paid=True, answered=True, broken=True)
     if isinstance(answer, Refusal):
         return _judge_refusal(exchange, answer, documents)
     return answer
@@ -146,7 +150,7 @@ def _judge_refusal(exchange: Answered, refusal: Refusal, documents: int) -> Verd
     if status == 429 or _THROTTLES.search(code):
         return Again(said, throttled=True, after_seconds=seconds(exchange))
     if status in _RETRIED_STATUSES or status >= 500 or _PASSING_CODES.search(code):
-        return Again(said, after_seconds=seconds(exchange))
+        return Again(said, answered=status in {200, 500}, after_seconds=seconds(exchange))
     return _judge_content(status, code, message, said, documents)
 
 
@@ -204,3 +208,53 @@ def waits(random: Random, *, throttled: bool) -> Iterator[float]:
     while True:
         yield random.uniform(0, ceiling)
         ceiling = min(_CAP_SECONDS, ceiling * 2)
+
+
+class Health:
+    """Whether the endpoint serves at all. Retries are free while most requests succeed: a success
+    earns a unit of credit, a failure costs one. Without credit the breaker is open: one request
+    every `PROBE_SECONDS` goes as a probe, until one succeeds.
+
+    Times are given in seconds of any one clock.
+    """
+
+    PROBE_SECONDS = 5.0
+    BROKEN_AT_FIRST = 20
+
+    def __init__(self, now: float, credit: int) -> None:
+        self._most = self._credit = credit
+        self._served_at = now
+        self._probe_at = now
+        self.successes = 0
+        self._broken = 0
+
+    def succeeded(self, now: float) -> None:
+        """A request was answered."""
+        self.successes += 1
+        self._credit = self._most if self._credit <= 0 else min(self._most, self._credit + 1)
+        self._served_at = now
+
+    def failed(self, now: float, *, broken: bool) -> None:
+        """A request was not; `broken`: what came is no rerank answer."""
+        self._broken += broken
+        self._credit -= 1
+        if self._credit == 0:
+            self._probe_at = now + self.PROBE_SECONDS
+
+    @property
+    def speaks_otherwise(self) -> bool:
+        """Nothing but answers that break the contract has come: it is no rerank API."""
+        return not self.successes and self._broken >= self.BROKEN_AT_FIRST
+
+    def wait(self, now: float) -> float:
+        """Seconds until a request may go; 0, and it is taken for the probe, when it may now."""
+        if self._credit > 0:
+            return 0.0
+        if now < self._probe_at:
+            return self._probe_at - now
+        self._probe_at = now + self.PROBE_SECONDS
+        return 0.0
+
+    def down_for(self, now: float) -> float:
+        """Seconds without a single success, while the breaker is open; else 0."""
+        return now - self._served_at if self._credit <= 0 else 0.0

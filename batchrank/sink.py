@@ -7,9 +7,12 @@ failed sync nothing more is tried on that file, since the kernel may have forgot
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from math import nan
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -35,8 +38,8 @@ _METADATA = b"batchrank"
 
 
 class PartCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """A part's rows by status, kept in its own footer. `failed_rows` counts besides rows without
-    a score those that lack some because a request of theirs was given up.
+    """A part's rows by status, kept in its own footer. `failed_offsets` are the rows (from the
+    part's first) that lack scores because a request of theirs was given up.
     """
 
     rows: int
@@ -44,7 +47,7 @@ class PartCounts(msgspec.Struct, frozen=True, kw_only=True):
     partial: int
     failed: int
     skipped: int
-    failed_rows: int
+    failed_offsets: list[int]
     requests: int
     truncated: int
 
@@ -90,6 +93,27 @@ class Sink:
         """The record of a published part, from its file. Raises `OutputUnusable`."""
         return read_record(self._folder / self.name(part))
 
+    def rows(self, part: int, first: int) -> list[RowScores]:
+        """The finished rows of a published part whose first row has this index."""
+        record = self.read(part)
+        failed = set(record.counts.failed_offsets)
+        table = pq.read_table(
+            self._folder / record.name,
+            columns=["results", "status", "error", "requests", "truncated"],
+        )
+        return [
+            RowScores(
+                index=first + offset,
+                relevance_scores=_by_index(row["results"]),
+                status=row["status"],
+                error=row["error"],
+                requests=row["requests"],
+                truncated=row["truncated"],
+                failed_requests=int(offset in failed),
+            )
+            for offset, row in enumerate(table.to_pylist())
+        ]
+
     def _parquet(self, rows: Sequence[RowScores], kept: pa.Table, counts: PartCounts) -> pa.Buffer:
         kept = kept.combine_chunks()
         doc_ids = kept.column(kept.num_columns - 1)
@@ -127,10 +151,19 @@ def _counted(rows: Sequence[RowScores]) -> PartCounts:
     return PartCounts(
         rows=len(rows),
         **{status: statuses.count(status) for status in STATUSES},
-        failed_rows=sum(row.status == "failed" or row.failed_requests > 0 for row in rows),
+        failed_offsets=[offset for offset, row in enumerate(rows) if row.failed_requests],
         requests=sum(row.requests for row in rows),
         truncated=sum(row.truncated for row in rows),
     )
+
+
+def _by_index(results: Sequence[Mapping[str, Any]]) -> "array[float]":
+    """Scores in the order of the candidates, NaN for none."""
+    scores = array("d", [nan]) * len(results)
+    for result in results:
+        if result["relevance_score"] is not None:
+            scores[result["index"]] = result["relevance_score"]
+    return scores
 
 
 def _results(rows: Sequence[RowScores], doc_ids: pa.ChunkedArray, top_n: int) -> pa.ListArray:

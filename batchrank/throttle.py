@@ -12,10 +12,14 @@ bunches, never asking for less than 4 ms. The gate starts empty: a restart adds 
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from math import inf
 
 from aiolimiter import AsyncLimiter
 
+from batchrank.errors import ContractBroken, TryLater
 from batchrank.limits import RateLimits
+from batchrank.retry import Health
 
 AIM = 0.985
 """The share of the limit that is used: below it fixed windows of the server never overflow."""
@@ -25,6 +29,7 @@ _TOKEN_BUCKET_SECONDS = 0.02
 _SLOW_DOWN = 0.7
 _CREEP_PER_SECOND = 0.02
 _LEAST_SPEED = 0.01
+_LEAST_CREDIT = 20
 
 
 class Throttle:
@@ -35,9 +40,17 @@ class Throttle:
     (once for all requests sent before the fall), and creeps back.
     """
 
-    def __init__(self, limits: RateLimits, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        limits: RateLimits,
+        clock: Callable[[], float] | None = None,
+        max_outage_seconds: float = inf,
+    ) -> None:
         self._clock = clock or asyncio.get_running_loop().time
         self._gate = asyncio.Lock()
+        self._mended = asyncio.Event()
+        self._max_outage_seconds = max_outage_seconds
+        self._health = Health(self._clock(), max(_LEAST_CREDIT, limits.max_in_flight))
         self._pace = _Pace(limits.requests_per_minute / 60 * AIM, self._clock)
         self._account = _TokenAccount(limits.tokens_per_minute / 60 * AIM, self._clock)
         self._ramp_seconds = limits.ramp_seconds
@@ -47,11 +60,16 @@ class Throttle:
         self._ramp_since = self._clock()
         self._slowed_at = float("-inf")
         self._paused_until = float("-inf")
-        self.waited_seconds = {"requests": 0.0, "tokens": 0.0, "pause": 0.0}
+        self.waited_seconds = {"requests": 0.0, "tokens": 0.0, "pause": 0.0, "outage": 0.0}
 
     async def admit(self, tokens: int) -> float:
-        """Wait for the turn of a request of so many tokens; the instant of its permission."""
+        """Wait for the turn of a request of so many tokens; the instant of its permission.
+
+        Raises `TryLater` when the endpoint has served nothing for `max_outage_seconds`, or asks
+        for a longer pause than that.
+        """
         async with self._gate:
+            await self._timed("outage", self._breaker_lets_through())
             await self._timed("pause", self._pause_over())
             await self._timed("tokens", self._account.room_for(tokens))
             await self._timed("requests", self._pace.turn(self.speed))
@@ -61,6 +79,27 @@ class Throttle:
     def settle(self, estimated: int, actual: int) -> None:
         """Charge or refund what the server's usage differs from the tokens admitted."""
         self._account.charge(actual - estimated)
+
+    def succeeded(self) -> None:
+        """A request was answered."""
+        self._health.succeeded(self._clock())
+        self._mended.set()
+
+    def failed(self, *, broken: bool) -> None:
+        """A request was not answered, or not with a rerank answer (`broken`). Raises
+        `ContractBroken` once nothing else has ever come.
+        """
+        self._health.failed(self._clock(), broken=broken)
+        if self._health.speaks_otherwise:
+            raise ContractBroken(
+                "the endpoint answers, but not as a rerank API does. "
+                "Do endpoint.base_url and endpoint.provider fit?"
+            )
+
+    @property
+    def successes(self) -> int:
+        """Requests answered so far."""
+        return self._health.successes
 
     def throttled(self, sent_at: float, after_seconds: float | None) -> None:
         """The server asked for less, in answer to a request admitted at `sent_at`."""
@@ -81,7 +120,26 @@ class Throttle:
         climbed = (now - self._ramp_since) / self._ramp_seconds
         return min(ceiling, self._start_speed + (1 - self._start_speed) * climbed)
 
+    async def _breaker_lets_through(self) -> None:
+        began = self._clock()
+        while wait := self._health.wait(self._clock()):
+            if self._health.down_for(self._clock()) > self._max_outage_seconds:
+                raise TryLater(
+                    "the endpoint has answered nothing for "
+                    f"{self._max_outage_seconds / 60:.0f} minutes; the same command goes on later."
+                )
+            self._mended.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._mended.wait(), wait)
+        if self._clock() > began:
+            self._ramp_since = self._clock()
+
     async def _pause_over(self) -> None:
+        if self._paused_until - self._clock() > self._max_outage_seconds:
+            raise TryLater(
+                f"the endpoint asks for a pause of {self._paused_until - self._clock():.0f} s; "
+                "the same command goes on later."
+            )
         if self._clock() < self._paused_until:
             while (wait := self._paused_until - self._clock()) > 0:
                 await asyncio.sleep(wait)
