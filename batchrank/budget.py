@@ -18,21 +18,36 @@ def ceiling(tokens: int, documents: int) -> int:
 
 
 class Budget:
-    """`spent` tokens so far, of `cap` (infinite: no cap); what is reserved may yet be billed."""
+    """`spent` tokens so far, of `cap` (infinite: no cap); what is reserved may yet be billed.
+
+    `leased` is the bound of it all that has been made durable. A session that is killed may have
+    spent so much, and the next one takes it that it has; so nothing is sent beyond the lease.
+    """
+
+    LEASES = 50
 
     def __init__(self, cap: float = inf, spent: int = 0) -> None:
         self._cap = cap
         self._spent = spent
-        self.reserved = 0
+        self._reserved = 0
+        self._leased = 0
 
     def reserve(self, tokens: int) -> bool:
         """Set tokens aside for a request; False, and nothing is, when the cap might be passed."""
-        if self._spent + self.reserved + tokens > self._cap:
+        if self._spent + self._reserved + tokens > self._cap:
             return False
-        self.reserved += tokens
+        self._reserved += tokens
         return True
+
+    def wanted_lease(self) -> int | None:
+        """The bound to make durable before the next request is sent; None while there is room."""
+        total = self._spent + self._reserved
+        if self._cap == inf or total <= self._leased:
+            return None
+        self._leased = total + int(self._cap / self.LEASES)
+        return self._leased
 
     def settle(self, reserved: int, billed: int | None) -> None:
         """A request's outcome: tokens billed, or None where that stays unknown."""
-        self.reserved -= reserved
+        self._reserved -= reserved
         self._spent += reserved if billed is None else billed

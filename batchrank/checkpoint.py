@@ -17,11 +17,14 @@ from contextlib import closing, contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from queue import SimpleQueue
+from typing import TypeVar
 
 import msgspec
 
 from batchrank.errors import OutputUnusable, StorageFailed, TryLater
 from batchrank.records import Dropped, Failed, Outcome, Scored, Spent
+
+T = TypeVar("T")
 
 COMMIT_SECONDS = 0.05
 _VERSION = 1
@@ -56,6 +59,11 @@ class _Published(msgspec.Struct, frozen=True, gc=False):
     record: bytes
 
 
+class _Lease(msgspec.Struct, frozen=True, gc=False):
+    tokens: int
+    committed: Callable[[], None]
+
+
 class Checkpoint:
     """The state of one run. Made by `opened`; `record` and `forget` may be called from the loop:
     they hand over to the writing thread and return at once.
@@ -63,9 +71,10 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._queue: SimpleQueue[_Settled | _Published | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Settled | _Published | _Lease | None] = SimpleQueue()
         with closing(_connection(path)) as database:
             self.spent = _read_meta(database, "spent", Spent) or Spent()
+            self.leased = _read_meta(database, "leased", int) or 0
         self._thread: threading.Thread | None = None
         self.error: StorageFailed | None = None
 
@@ -76,6 +85,12 @@ class Checkpoint:
     def forget(self, part: int, record: bytes) -> None:
         """A part is published: keep its record, drop its answers."""
         self._queue.put(_Published(part, record))
+
+    def lease(self, tokens: int, committed: Callable[[], None]) -> None:
+        """Should this session be killed, so many tokens may have been spent in all. `committed` is
+        called, from the writing thread, once that is durable. A session that ends well lifts it.
+        """
+        self._queue.put(_Lease(tokens, committed))
 
     def answers(self) -> dict[int, Answer]:
         """The committed answers of unpublished parts, by plan id."""
@@ -121,7 +136,11 @@ class Checkpoint:
             if isinstance(item, _Settled):
                 spent = spent + item.outcome.spent
                 _insert(database, item)
-            elif item is not None:
+            elif isinstance(item, _Lease):
+                _write_meta(database, "leased", item.tokens)
+            elif item is None:
+                _write_meta(database, "leased", 0)
+            else:
                 database.execute(
                     "INSERT OR REPLACE INTO parts VALUES (?, ?)", (item.part, item.record)
                 )
@@ -129,6 +148,9 @@ class Checkpoint:
         _write_meta(database, "spent", spent)
         database.execute("COMMIT")
         self.spent = spent
+        for item in group:
+            if isinstance(item, _Lease):
+                item.committed()
         return group[-1] is not None
 
 
@@ -197,12 +219,12 @@ def _connection(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _read_meta(database: sqlite3.Connection, name: str, kind: type[Spent]) -> Spent | None:
+def _read_meta(database: sqlite3.Connection, name: str, kind: type[T]) -> T | None:
     row = database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
     return None if row is None else msgspec.json.decode(row[0], type=kind)
 
 
-def _write_meta(database: sqlite3.Connection, name: str, value: Spent) -> None:
+def _write_meta(database: sqlite3.Connection, name: str, value: Spent | int) -> None:
     database.execute(
         "INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, msgspec.json.encode(value))
     )

@@ -12,11 +12,13 @@ in flight is drained.
 import asyncio
 import logging
 from array import array
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from math import nan
 from random import Random
 from typing import Protocol, TypeVar
 
+from batchrank.budget import ceiling
 from batchrank.errors import BatchrankError
 from batchrank.records import Dropped, Failed, Outcome, RequestPlan, Scored, Spent, row_of
 from batchrank.retry import (
@@ -115,7 +117,7 @@ class Halted(Exception):
 
 
 async def dispatch(
-    plans: AsyncIterable[RequestPlan],
+    plans: AsyncGenerator[RequestPlan, None],
     *,
     settle: Callable[[RequestPlan], Awaitable[Outcome]],
     record: Callable[[RequestPlan, Outcome], None],
@@ -131,8 +133,7 @@ async def dispatch(
         finally:
             room.release()
 
-    async with asyncio.TaskGroup() as group:
-        upcoming = aiter(plans)
+    async with aclosing(plans) as upcoming, asyncio.TaskGroup() as group:
         while halt.reason is None:
             try:
                 plan = await halt.unless_halted(anext(upcoming))
@@ -220,15 +221,15 @@ class Sender:
         await self._halt.unless_halted(self._flights.acquire())
         try:
             sent_at = await self._halt.unless_halted(self._endpoint.admit(tokens, documents))
-            tally.requests += 1
-            tally.unknown += 1
+            tally.sent(ceiling(tokens, documents))
             answer = await self._halt.unless_abandoned(self._endpoint.exchange(body, documents))
         finally:
             self._flights.release()
         verdict = judge(answer, documents)
         if isinstance(verdict, Scores):
             tally.tokens += tokens if verdict.tokens is None else verdict.tokens
-        tally.unknown -= not (isinstance(verdict, Again) and verdict.possibly_paid)
+        if not (isinstance(verdict, Again) and verdict.possibly_paid):
+            tally.known(ceiling(tokens, documents))
         self._endpoint.learn(verdict, sent_at, tokens, documents)
         return verdict
 
@@ -237,10 +238,23 @@ class _Tally:
     """What a plan has spent so far. `unknown`: sent, and no whole answer came, or not yet."""
 
     def __init__(self) -> None:
-        self.requests = self.retries = self.unknown = self.tokens = self.estimate = 0
+        self.requests = self.retries = self.unknown = self.at_risk = self.tokens = self.estimate = 0
+
+    def sent(self, most: int) -> None:
+        """A request is on its way that may be billed so many tokens."""
+        self.requests += 1
+        self.unknown += 1
+        self.at_risk += most
+
+    def known(self, most: int) -> None:
+        """Its outcome is known."""
+        self.unknown -= 1
+        self.at_risk -= most
 
     def spent(self) -> Spent:
-        return Spent(self.requests, self.retries, self.unknown, self.tokens, self.estimate)
+        return Spent(
+            self.requests, self.retries, self.unknown, self.at_risk, self.tokens, self.estimate
+        )
 
 
 class _Part:

@@ -10,9 +10,8 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext, suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, closing, nullcontext, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import groupby
@@ -25,30 +24,29 @@ import uvloop
 
 from batchrank import __version__
 from batchrank.assembly import Assembly, Part, outcome_before
-from batchrank.budget import Budget, ceiling
-from batchrank.checkpoint import Checkpoint
+from batchrank.budget import Budget
+from batchrank.checkpoint import Answer, Checkpoint
 from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed
 from batchrank.config import JobConfig, key_of
 from batchrank.dispatch import DRAIN_SECONDS, Halt, Sender, dispatch
 from batchrank.errors import (
     BatchrankError,
-    CostReached,
     ExitCode,
     InputBad,
     RowsFailed,
     Stopped,
 )
+from batchrank.feed import Feed
+from batchrank.link import Link, encode
 from batchrank.planning import Planner
 from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import LIMITED_BY, Progress, Receipt, total, write_live
-from batchrank.retry import Again, Exchange, Verdict
 from batchrank.server.child import local_server
 from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
-from batchrank.source import Chunk, Columns, Source, open_source
+from batchrank.source import Columns, Source, open_source
 from batchrank.throttle import Throttle
-from batchrank.transport import Transport, connected
-from batchrank.wire import DIALECTS, Ask
-from batchrank.wire.answers import Scores
+from batchrank.transport import connected
+from batchrank.wire import DIALECTS
 
 _log = logging.getLogger(__name__)
 
@@ -83,18 +81,6 @@ def columns_of(config: JobConfig) -> Columns:
 def planner_of(config: JobConfig, *, exact: bool) -> Planner:
     """The planner of a configuration's limits."""
     return Planner(config.limits, exact=exact, envelope_bytes=len(encode(config, "", ())))
-
-
-def encode(config: JobConfig, query: str, documents: Sequence[str]) -> bytes:
-    """The body of a request in the endpoint's dialect."""
-    endpoint = config.endpoint
-    ask = Ask(
-        model=endpoint.model,
-        query=query,
-        documents=documents,
-        instruct=endpoint.instruct or None,
-    )
-    return DIALECTS[config.provider.dialect].request(ask)
 
 
 def run(config: JobConfig, request: Request, watch: Callable[[Progress], None]) -> Receipt:
@@ -154,7 +140,6 @@ class _Run:
         self._rows_before = total(self._published.values(), "rows")
         self._assembly = Assembly(rows, self._rows_per_part)
         _log.info("%d rows, %d of %d parts published", rows, len(self._published), self._part_count)
-        self._input_seconds = 0.0
         self._limited_by: str | None = None
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=int(10 / TICK_SECONDS))
 
@@ -211,6 +196,7 @@ class _Run:
     async def _send(self, base_url: str, key: str | None) -> Halt:
         config = self._config
         self._halt = halt = Halt()
+        self._feed = self._feed_of_missing()
         self._finished: asyncio.Queue[Part | None] = asyncio.Queue()
         self._part_left = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -237,7 +223,7 @@ class _Run:
             self._throttle = Throttle(
                 config.rate, max_outage_seconds=config.endpoint.max_outage_seconds
             )
-            link = _Link(config, transport, self._throttle, self._budget(), halt)
+            link = Link(config, transport, self._throttle, self._budget(), self._checkpoint, halt)
             random = Random()
             sender = Sender(link, max_in_flight=config.rate.max_in_flight, halt=halt, random=random)
             async with asyncio.TaskGroup() as group:
@@ -256,38 +242,44 @@ class _Run:
             self._limited_by = self._what_limited()
         return halt
 
+    def _feed_of_missing(self) -> Feed:
+        """The rows of the parts that are not published."""
+        exact = self._config.rate.tokens_per_minute > 0 or self._request.max_cost_usd is not None
+        size = self._rows_per_part
+        ranges = []
+        for missing, run in groupby(
+            range(self._part_count), lambda part: part not in self._published
+        ):
+            parts = list(run)
+            if missing:
+                ranges.append((parts[0] * size, min((parts[-1] + 1) * size, self._rows)))
+        planner = planner_of(self._config, exact=exact)
+        return Feed(self._source, planner, ranges, size)
+
     def _budget(self) -> Budget:
+        """What may be spent. An earlier session that was killed is taken to have used its lease."""
         cap = self._request.max_cost_usd
         price = self._config.provider.price_per_million_tokens
         tokens = inf if cap is None or not price else cap * 1e6 / price
-        return Budget(tokens, self._spent.tokens)
+        spent = self._spent.tokens + self._spent.tokens_at_risk
+        return Budget(tokens, max(spent, self._checkpoint.leased))
 
-    async def _plans(self) -> AsyncIterator[RequestPlan]:
+    async def _plans(self) -> AsyncGenerator[RequestPlan, None]:
         """The plans that no committed answer settles, as fast as they are taken."""
         answers = self._checkpoint.answers()
-        chunks = self._planned()
-        with ThreadPoolExecutor(1, "planning") as thread:
-            upcoming = thread.submit(next, chunks, None)
-            try:
-                while (item := await self._timed_input(upcoming)) is not None:
-                    upcoming = thread.submit(next, chunks, None)
-                    chunk, planned = item
+        try:
+            async with aclosing(self._feed.chunks()) as chunks:
+                async for chunk, planned in chunks:
                     await self._room_for(chunk.first // self._rows_per_part)
                     self._assembly.keep(chunk.first, chunk.kept)
-                    for row in planned:
-                        for plan in self._begin(row):
-                            answer = answers.pop(plan.plan_id, None)
-                            if answer is None:
-                                yield plan
-                            elif answer.digest == plan.digest:
-                                self._finish(*self._assembly.settle(answer.outcome))
-                            else:
-                                raise InputBad(
-                                    f"row {row.index} is not what it was when it was scored. "
-                                    "Choose a new output, or pass --restart."
-                                )
-            except BatchrankError as error:
-                self._halt.set(error)
+                    for plan in (plan for row in planned for plan in self._begin(row)):
+                        answer = answers.pop(plan.plan_id, None)
+                        if answer is None:
+                            yield plan
+                        else:
+                            self._finish(*self._assembly.settle(_checked(answer, plan)))
+        except BatchrankError as error:
+            self._halt.set(error)
 
     def _begin(self, row: PlannedRow) -> Sequence[RequestPlan]:
         """Expect a row; the plans that are to be settled, which in a part that was published before
@@ -310,27 +302,6 @@ class _Run:
             else:
                 self._finish(*self._assembly.settle(outcome))
         return missing
-
-    async def _timed_input(
-        self, upcoming: "Future[tuple[Chunk, list[PlannedRow]] | None]"
-    ) -> tuple[Chunk, list[PlannedRow]] | None:
-        began = time.monotonic()
-        item = await asyncio.wrap_future(upcoming)
-        self._input_seconds += time.monotonic() - began
-        return item
-
-    def _planned(self) -> Iterator[tuple[Chunk, list[PlannedRow]]]:
-        """The rows of the missing parts, planned. Runs in the planning thread."""
-        exact = self._config.rate.tokens_per_minute > 0 or self._request.max_cost_usd is not None
-        planner = planner_of(self._config, exact=exact)
-        size = self._rows_per_part
-        parts = range(self._part_count)
-        for missing, run in groupby(parts, key=lambda part: part not in self._published):
-            wanted = list(run)
-            if missing:
-                stop = min((wanted[-1] + 1) * size, self._rows)
-                for chunk in self._source.chunks(wanted[0] * size, stop, size):
-                    yield chunk, [planner.plan(row) for row in chunk.rows]
 
     async def _room_for(self, part: int) -> None:
         """Wait until a part may be begun. Reading stops here when an old request holds one open."""
@@ -410,7 +381,7 @@ class _Run:
     def _what_limited(self) -> str | None:
         if self._spent.requests == self._spent_before.requests:
             return None
-        waited = {**self._throttle.waited_seconds, "input": self._input_seconds}
+        waited = {**self._throttle.waited_seconds, "input": self._feed.waited_seconds}
         waited["endpoint"] = time.monotonic() - self._began - sum(waited.values())
         return LIMITED_BY[max(waited, key=lambda what: waited[what])]
 
@@ -457,63 +428,11 @@ class _Run:
         )
 
 
-class _Link:
-    """The endpoint as dispatch knows it: dialect, throttle, budget and transport in one."""
-
-    def __init__(
-        self,
-        config: JobConfig,
-        transport: Transport,
-        throttle: Throttle,
-        budget: Budget,
-        halt: Halt,
-    ) -> None:
-        self._config = config
-        self._transport = transport
-        self._throttle = throttle
-        self._budget = budget
-        self._halt = halt
-
-    @property
-    def successes(self) -> int:
-        return self._throttle.successes
-
-    def encode(self, query: str, documents: Sequence[str]) -> bytes:
-        return encode(self._config, query, documents)
-
-    async def admit(self, tokens: int, documents: int) -> float:
-        try:
-            sent_at = await self._throttle.admit(tokens)
-        except BatchrankError as error:
-            self._halt.set(error)
-            raise asyncio.CancelledError from None
-        if not self._budget.reserve(ceiling(tokens, documents)):
-            self._halt.set(
-                CostReached(
-                    "stopped before the cost could pass --max-cost; the same command with a "
-                    "higher one goes on from here."
-                )
-            )
-            raise asyncio.CancelledError
-        return sent_at
-
-    async def exchange(self, body: bytes, documents: int) -> Exchange:
-        return await self._transport.exchange(body, documents)
-
-    def learn(self, verdict: Verdict, sent_at: float, tokens: int, documents: int) -> None:
-        billed: int | None = 0
-        if isinstance(verdict, Scores):
-            billed = tokens if verdict.tokens is None else verdict.tokens
-            self._throttle.settle(tokens, billed)
-        elif isinstance(verdict, Again) and verdict.possibly_paid:
-            billed = None
-        self._budget.settle(ceiling(tokens, documents), billed)
-        if not isinstance(verdict, Again):
-            self._throttle.succeeded()
-            return
-        if verdict.throttled:
-            self._throttle.throttled(sent_at, verdict.after_seconds)
-        try:
-            self._throttle.failed(broken=verdict.broken)
-        except BatchrankError as error:
-            self._halt.set(error, DRAIN_SECONDS)
+def _checked(answer: Answer, plan: RequestPlan) -> Outcome:
+    """A committed outcome, if it was given to these very texts."""
+    if answer.digest != plan.digest:
+        raise InputBad(
+            f"row {row_of(plan.plan_id)} is not what it was when it was scored. "
+            "Choose a new output, or pass --restart."
+        )
+    return answer.outcome

@@ -69,13 +69,14 @@ class PlannedRow(msgspec.Struct, frozen=True, gc=False):
 
 class Spent(msgspec.Struct, frozen=True, gc=False):
     """What a plan's exchanges came to: requests sent, those sent again, those whose outcome stayed
-    unknown (and may have been billed), the tokens that answers reported, and those estimated for
-    the plans that were answered.
+    unknown (and may have been billed) with the tokens these can have cost at the most, the tokens
+    that answers reported, and those estimated for the plans that were answered.
     """
 
     requests: int = 0
     retries: int = 0
     possibly_paid: int = 0
+    tokens_at_risk: int = 0
     tokens: int = 0
     estimate: int = 0
 
@@ -84,6 +85,7 @@ class Spent(msgspec.Struct, frozen=True, gc=False):
             self.requests + other.requests,
             self.retries + other.retries,
             self.possibly_paid + other.possibly_paid,
+            self.tokens_at_risk + other.tokens_at_risk,
             self.tokens + other.tokens,
             self.estimate + other.estimate,
         )

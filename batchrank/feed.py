@@ -1,0 +1,52 @@
+"""Rows read and planned in a thread, one chunk ahead of whoever takes them.
+
+The thread works while the event loop sends; it never gets further ahead than that one chunk.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from batchrank.planning import Planner
+from batchrank.records import PlannedRow
+from batchrank.source import Chunk, Source
+
+
+class Feed:
+    """The rows of `ranges` (first, stop) in order, cut at the borders of parts, with their plans.
+
+    `waited_seconds`: how long whoever takes them has waited. Raises as reading does.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        planner: Planner,
+        ranges: Sequence[tuple[int, int]],
+        rows_per_part: int,
+    ) -> None:
+        self._source = source
+        self._planner = planner
+        self._ranges = ranges
+        self._rows_per_part = rows_per_part
+        self.waited_seconds = 0.0
+
+    async def chunks(self) -> AsyncGenerator[tuple[Chunk, list[PlannedRow]], None]:
+        """The chunks, in order."""
+        chunks = self._planned()
+        with ThreadPoolExecutor(1, "planning") as thread:
+            upcoming = thread.submit(next, chunks, None)
+            while True:
+                began = time.monotonic()
+                item = await asyncio.wrap_future(upcoming)
+                self.waited_seconds += time.monotonic() - began
+                if item is None:
+                    return
+                upcoming = thread.submit(next, chunks, None)
+                yield item
+
+    def _planned(self) -> Iterator[tuple[Chunk, list[PlannedRow]]]:
+        for first, stop in self._ranges:
+            for chunk in self._source.chunks(first, stop, self._rows_per_part):
+                yield chunk, [self._planner.plan(row) for row in chunk.rows]
