@@ -29,19 +29,19 @@ class Budget:
     def __init__(self, cap: float = inf, spent: int = 0) -> None:
         self._cap = cap
         self._spent = spent
-        self._reserved = 0
+        self.reserved = 0
         self._leased = 0
 
     def reserve(self, tokens: int) -> bool:
         """Set tokens aside for a request; False, and nothing is, when the cap might be passed."""
-        if self._spent + self._reserved + tokens > self._cap:
+        if self._spent + self.reserved + tokens > self._cap:
             return False
-        self._reserved += tokens
+        self.reserved += tokens
         return True
 
     def wanted_lease(self) -> int | None:
         """The bound to make durable before the next request is sent; None while there is room."""
-        total = self._spent + self._reserved
+        total = self._spent + self.reserved
         if self._cap == inf or total <= self._leased:
             return None
         self._leased = total + int(self._cap / self.LEASES)
@@ -49,5 +49,5 @@ class Budget:
 
     def settle(self, reserved: int, billed: int | None) -> None:
         """A request's outcome: tokens billed, or None where that stays unknown."""
-        self._reserved -= reserved
+        self.reserved -= reserved
         self._spent += reserved if billed is None else billed

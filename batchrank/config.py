@@ -10,7 +10,6 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from ipaddress import ip_address
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -136,6 +135,8 @@ def key_of(config: JobConfig) -> str | None:
             raise ConfigInvalid(
                 f"endpoint.api_key_file: {endpoint.api_key_file} cannot be read."
             ) from None
+        if not key:
+            raise ConfigInvalid(f"endpoint.api_key_file: {endpoint.api_key_file} is empty.")
     else:
         key = os.environ.get(endpoint.api_key_env, "").strip()
     if not key and config.provider.key_required:
@@ -193,9 +194,6 @@ def _plain(message: str) -> str:
 
 
 def _check(config: JobConfig, name: str, insecure_http: bool) -> None:
-    for value in msgspec.to_builtins(config.rate).values():
-        if not isfinite(value):
-            raise ConfigInvalid(f"{name}: rate: {value} is no rate; 0 means unlimited.")
     columns = [config.input.id_column, *config.input.keep_columns]
     taken = {"results", "status", "error", "requests", "truncated", "doc_ids"}
     for column in columns:

@@ -91,6 +91,10 @@ class Halt:
 
     async def unless_halted(self, step: Awaitable[T]) -> T:
         """Await a step that may be given up when the run ends. Raises `Halted` then."""
+        if self.reason is not None:
+            if asyncio.iscoroutine(step):
+                step.close()
+            raise Halted
         return await self._within(self._waiting, step)
 
     async def unless_abandoned(self, step: Awaitable[T]) -> T:
@@ -153,7 +157,7 @@ class Sender:
         self._flights = asyncio.Semaphore(max_in_flight)
         self._halt = halt
         self._random = random
-        self._refused: list[tuple[int, int]] = []
+        self._refused: list[_Refused] = []
 
     async def settle(self, plan: RequestPlan) -> Outcome:
         """The plan's outcome, however many requests it takes."""
@@ -165,12 +169,13 @@ class Sender:
         while work:
             part = work.pop(0)
             try:
-                verdict = await self._ask(plan, part.documents, tally)
+                verdict, body_bytes = await self._ask(plan, part.documents, tally)
             except Halted:
                 return Dropped(plan.plan_id, tally.spent())
             match verdict:
                 case Scores(relevance_scores=found):
                     answers += 1
+                    self._remember(part)
                     for document, score in zip(part.documents, found, strict=True):
                         scores[document] = score
                     if part.blamed is not None:
@@ -178,7 +183,8 @@ class Sender:
                 case Without(index=index, reason=reason) if part.whole is None and len(part) > 1:
                     work.insert(0, part.without(index, reason))
                 case Halve(reason=reason) | Without(reason=reason) if len(part) > 1:
-                    work[:0] = part.halves()
+                    by_size = isinstance(verdict, Halve) and verdict.size
+                    work[:0] = part.halves(_Refused(len(part), body_bytes) if by_size else None)
                 case Halve(reason=reason) | Without(reason=reason) | GiveUp(reason=reason):
                     names = [_candidate(plan, document) for document in part.documents]
                     notes.append(f"{_listed(names)}: {reason}")
@@ -190,28 +196,37 @@ class Sender:
         tally.estimate = plan.estimate
         return Scored(plan.plan_id, scores, answers, tally.spent(), "; ".join(notes) or None)
 
-    async def _ask(self, plan: RequestPlan, documents: Sequence[int], tally: "_Tally") -> Verdict:
-        """A request's verdict once it is not "again"."""
+    def _remember(self, part: "_Part") -> None:
+        """What was too large as a whole and is not in halves was refused for its size in all, not
+        for one document's: nothing as large is sent again in this run.
+        """
+        if part.half_of is not None:
+            part.half_of.accepted += 1
+            if part.half_of.accepted == 2:
+                self._refused.append(part.half_of)
+
+    async def _ask(
+        self, plan: RequestPlan, documents: Sequence[int], tally: "_Tally"
+    ) -> tuple[Verdict, int]:
+        """A request's verdict once it is not "again", and its size in bytes."""
         count = len(documents)
         texts = [plan.documents[document] for document in documents]
         body = self._endpoint.encode(plan.query, texts)
-        if count > 1 and any(count >= most and len(body) >= size for most, size in self._refused):
-            return Halve("a request of no greater size was refused", size=True)
-        tokens = plan.tokens * count // len(plan.documents)
+        if any(count >= known.documents and len(body) >= known.bytes for known in self._refused):
+            return Halve("a request of no greater size was refused", size=True), len(body)
         pauses = {flag: waits(self._random, throttled=flag) for flag in (False, True)}
         failures = 0
         while True:
             before = self._endpoint.successes
-            verdict = await self._exchange(body, count, tokens, tally)
-            if isinstance(verdict, Halve) and verdict.size:
-                self._refused.append((count, len(body)))
+            verdict = await self._exchange(body, count, plan.tokens, tally)
             if not isinstance(verdict, Again):
-                return verdict
+                return verdict, len(body)
             # While nothing succeeds the endpoint is to blame, not the request.
             others_succeed = self._endpoint.successes > before
             failures += not verdict.throttled and (verdict.answered or others_succeed)
             if failures == MAX_ATTEMPTS:
-                return GiveUp(f"given up after {failures} failed requests: {verdict.reason}")
+                given_up = f"given up after {failures} failed requests: {verdict.reason}"
+                return GiveUp(given_up), len(body)
             pause = max(verdict.after_seconds or 0.0, next(pauses[verdict.throttled]))
             _log.debug("row %d: %s; again in %.1f s", row_of(plan.plan_id), verdict.reason, pause)
             await self._halt.unless_halted(asyncio.sleep(pause))
@@ -257,34 +272,47 @@ class _Tally:
         )
 
 
+class _Refused:
+    """A request that was too large, and how many of its halves were not."""
+
+    def __init__(self, documents: int, size: int) -> None:
+        self.documents = documents
+        self.bytes = size
+        self.accepted = 0
+
+
 class _Part:
     """Some documents of a plan, to be asked for in one request. `whole` is what they were taken
     from when the endpoint blamed one document: should it refuse the others too, it was wrong.
+    `half_of` is the request that was too large, if these are a half of it.
     """
 
     def __init__(
         self,
         documents: Sequence[int],
+        *,
         whole: Sequence[int] | None = None,
         blamed: int | None = None,
         reason: str = "",
+        half_of: _Refused | None = None,
     ) -> None:
         self.documents = documents
         self.whole = whole
         self.blamed = blamed
         self.reason = reason
+        self.half_of = half_of
 
     def __len__(self) -> int:
         return len(self.whole or self.documents)
 
     def without(self, index: int, reason: str) -> "_Part":
         others = [document for document in self.documents if document != self.documents[index]]
-        return _Part(others, self.documents, self.documents[index], reason)
+        return _Part(others, whole=self.documents, blamed=self.documents[index], reason=reason)
 
-    def halves(self) -> "list[_Part]":
+    def halves(self, refused: _Refused | None) -> "list[_Part]":
         documents = self.whole or self.documents
         middle = (len(documents) + 1) // 2
-        return [_Part(documents[:middle]), _Part(documents[middle:])]
+        return [_Part(half, half_of=refused) for half in (documents[:middle], documents[middle:])]
 
 
 def _candidate(plan: RequestPlan, document: int) -> int:

@@ -5,7 +5,6 @@ judgments, an unjudged document counts 0. Means are over the queries that have a
 A query of the qrels that is not in the output is left out, and counted.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -38,18 +37,18 @@ def evaluate(out: Path, qrels_path: Path) -> Evaluation:
     Raises `OutputUnusable` for an output without ids, `InputBad` for qrels that are none.
     """
     qrels = _qrels(qrels_path)
-    results = _results(out)
-    queries = {query for (query,) in results.select("query_id").unique().iter_rows()}
+    frame = _output(out)
+    queries = set(frame["query_id"].unique())
     judged = {query for query, grades in qrels.items() if max(grades.values()) > 0}
-    scored = results.filter(pl.col("query_id").is_in(list(judged)))
-    if scored.is_empty():
+    if not queries & judged:
         raise InputBad(f"{qrels_path}: judges no query of {out}.")
+    results = _candidates(frame.filter(pl.col("query_id").is_in(list(judged))), out)
     return Evaluation(
         queries=len(queries & judged),
         queries_not_judged=len(queries - judged),
         judged_queries_not_in_output=len(judged - queries),
-        before=_means(qrels, _run(scored, "index")),
-        after=_means(qrels, _run(scored, "place")),
+        before=_means(qrels, _run(results, "index"), len(queries & judged)),
+        after=_means(qrels, _run(results, "place"), len(queries & judged)),
     )
 
 
@@ -86,8 +85,8 @@ def _qrels(path: Path) -> dict[str, dict[str, int]]:
     return qrels
 
 
-def _results(out: Path) -> pl.DataFrame:
-    """One line per candidate: query_id, doc_id, index, and its place in the output from 0."""
+def _output(out: Path) -> pl.DataFrame:
+    """The output's rows: query_id and results."""
     parts = sorted(out.glob("part-*.parquet"))
     if not parts:
         raise OutputUnusable(f"{out}: has no parts; is it the output of `batchrank run`?")
@@ -95,9 +94,13 @@ def _results(out: Path) -> pl.DataFrame:
     identity = frame.columns[0]
     if identity == "row":
         raise OutputUnusable(f"{out}: has no query ids, so no judgments fit it.")
+    return frame.select(pl.col(identity).cast(pl.String).alias("query_id"), "results")
+
+
+def _candidates(frame: pl.DataFrame, out: Path) -> pl.DataFrame:
+    """One line per candidate: query_id, doc_id, index, and its place in the output from 0."""
     results = (
-        frame.select(pl.col(identity).cast(pl.String).alias("query_id"), "results")
-        .filter(pl.col("results").list.len() > 0)
+        frame.filter(pl.col("results").list.len() > 0)
         .explode("results")
         .unnest("results")
         .with_columns(place=pl.int_range(pl.len()).over("query_id"))
@@ -108,15 +111,23 @@ def _results(out: Path) -> pl.DataFrame:
 
 
 def _run(results: pl.DataFrame, order: str) -> dict[str, dict[str, float]]:
-    """trec_eval ranks by score alone, so the place itself, negated, is the score it is given."""
+    """trec_eval ranks by score alone, so the place itself, negated, is the score it is given. An
+    output of the top n lacks documents of the input order: nameless ones stand in for them.
+    """
     run: dict[str, dict[str, float]] = {}
     rows = results.select("query_id", "doc_id", order).sort("query_id", order).iter_rows()
     for query, document, place in rows:
-        run.setdefault(query, {}).setdefault(document, -float(place))
+        documents = run.setdefault(query, {})
+        for gap in range(len(documents), place):
+            documents[f"\0{gap}"] = -float(gap)
+        documents.setdefault(document, -float(place))
     return run
 
 
-def _means(qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> dict[str, float]:
+def _means(
+    qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]], queries: int
+) -> dict[str, float]:
+    """Means over so many queries; one without candidates, and so not in the run, has 0."""
     from pytrec_eval import RelevanceEvaluator  # 0.1 s that no other command needs
 
     evaluator = RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.10,100"})
@@ -124,8 +135,7 @@ def _means(qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -
     tops = {query: dict(list(documents.items())[:_CUT]) for query, documents in run.items()}
     for query, measures in RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(tops).items():
         of_query[query].update(measures)
-    return {name: _mean([m[key] for m in of_query.values()]) for name, key in MEASURES.items()}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return {
+        name: sum(measures[key] for measures in of_query.values()) / queries
+        for name, key in MEASURES.items()
+    }

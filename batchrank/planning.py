@@ -22,11 +22,14 @@ SAMPLE_EVERY = 16
 
 
 class Document(msgspec.Struct, gc=False):
-    """A distinct text of a row: the positions that hold it and its tokens, at the most so far."""
+    """A distinct text of a row: the positions that hold it, and the tokens that will be read of it
+    at the most, or exactly once `counted`.
+    """
 
     text: str
     positions: list[int]
     tokens: int
+    counted: bool = False
 
 
 class Planner:
@@ -69,6 +72,7 @@ class Planner:
         for document in documents:
             if document.tokens > cap:
                 document.tokens, cut = self._capped(document.text)
+                document.counted = True
                 truncated += len(document.positions) if cut else 0
         query_tokens, share = self._count_if_needed(row, query_tokens, documents)
         packs, oversized = self._pack(row.query, query_tokens, documents)
@@ -99,8 +103,12 @@ class Planner:
             self._count_documents(documents)
             self._learn(_weight(query_tokens, documents), most)
             return query_tokens, 1.0
-        counted = self._count_until_it_fits(query_tokens, documents)
-        uncounted = sum(document.tokens for document in documents[counted:])
+        self._count_until_it_fits(query_tokens, documents)
+        if not self._fits(row.query, query_tokens, documents):
+            # It will be split, and how must not depend on what else was counted.
+            self._count_documents(documents)
+            return query_tokens, 1.0
+        uncounted = sum(document.tokens for document in documents if not document.counted)
         share = uncounted / _weight(query_tokens, documents)
         return query_tokens, 1 - share * (1 - self._tokens_per_bound)
 
@@ -120,24 +128,21 @@ class Planner:
         return min(tokens, cap), tokens > cap
 
     def _count_documents(self, documents: Sequence[Document]) -> None:
-        cap = self._limits.max_tokens_per_document
         for document in documents:
-            if document.tokens < cap:
+            if not document.counted:
                 document.tokens = min(self._count(document.text), document.tokens)
+                document.counted = True
 
-    def _count_until_it_fits(self, query_tokens: int, documents: Sequence[Document]) -> int:
-        """Replace bounds by counts, in order, until the row is known to fit or all are counted;
-        how many were.
-        """
+    def _count_until_it_fits(self, query_tokens: int, documents: Sequence[Document]) -> None:
+        """Replace bounds by counts, in order, until the row is known to fit or all are counted."""
         limit = self._limits.max_tokens_per_request
         total = _weight(query_tokens, documents)
-        for counting, document in enumerate(documents):
+        for document in documents:
             if total <= limit:
-                return counting
-            counted = min(self._count(document.text), document.tokens)
-            total -= document.tokens - counted
-            document.tokens = counted
-        return len(documents)
+                return
+            before = document.tokens
+            self._count_documents([document])
+            total -= before - document.tokens
 
     def _fits(self, query: str, query_tokens: int, documents: Sequence[Document]) -> bool:
         limits = self._limits
@@ -247,7 +252,7 @@ def _request(
         slots=(slot,),
         tokens=tokens,
         estimate=round(tokens * share),
-        digest=xxhash.xxh3_64_digest("\0".join([row.query, *texts]).encode()),
+        digest=xxhash.xxh3_64_digest(msgspec.msgpack.encode([row.query, texts])),
     )
 
 

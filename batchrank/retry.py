@@ -111,6 +111,8 @@ _PASSING_CODES = re.compile(
 _CONTENT_CODES = re.compile(r"(?i)data_?inspection_?failed")
 _SIZE_CODES = re.compile(r"(?i)toolarge|too_large")
 _SIZE_TEXT = re.compile(r"(?i)larger than|length|too (long|large)|exceed|token")
+_EMPTY_TEXT = re.compile(r"(?i)input should not be empty")
+"""`text input should not be empty.: input.documents`, as captured in aigc-apps/PAI-RAG#878."""
 _NAMED = re.compile(r"document index:\s*(\d+)")
 """`document index:9 should not be empty` and `document index:0 is invalid, it should not be
 larger than 300000`, as captured in Tencent/WeKnora#806 and apecloud/ApeRAG#1071."""
@@ -159,7 +161,7 @@ def _judge_content(status: int, code: str, message: str, said: str, documents: i
     named = _NAMED.search(message)
     if named and int(named[1]) < documents:
         return Without(said, int(named[1]))
-    if _CONTENT_CODES.search(code) or _CONTENT_CODES.search(message):
+    if any(p.search(t) for p, t in ((_CONTENT_CODES, code + message), (_EMPTY_TEXT, message))):
         return Halve(said, size=False)
     if status == 413 or _SIZE_CODES.search(code) or (status == 400 and _SIZE_TEXT.search(message)):
         return Halve(said, size=True)
@@ -198,7 +200,7 @@ def _until(moment: str, date: str | None) -> float:
     """Seconds from the answer's own `Date` to an HTTP date; NaN where either is unreadable."""
     try:
         return (parsedate_to_datetime(moment) - parsedate_to_datetime(date or "")).total_seconds()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return nan
 
 

@@ -11,6 +11,7 @@ bunches, never asking for less than 4 ms. The gate starts empty: a restart adds 
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
@@ -25,7 +26,8 @@ AIM = 0.985
 """The share of the limit that is used: below it fixed windows of the server never overflow."""
 
 _BUCKET_SECONDS = 0.004
-_TOKEN_BUCKET_SECONDS = 0.02
+_TOKEN_BUCKET_SECONDS = 0.01
+_MINUTE = 60.05
 _SLOW_DOWN = 0.7
 _CREEP_PER_SECOND = 0.02
 _LEAST_SPEED = 0.01
@@ -70,9 +72,12 @@ class Throttle:
         """
         async with self._gate:
             await self._timed("outage", self._breaker_lets_through())
-            await self._timed("pause", self._pause_over())
-            await self._timed("tokens", self._account.room_for(tokens))
-            await self._timed("requests", self._pace.turn(self.speed))
+            while True:
+                await self._timed("pause", self._pause_over())
+                await self._timed("tokens", self._account.room_for(tokens))
+                await self._timed("requests", self._pace.turn(self.speed))
+                if self._clock() >= self._paused_until:  # no pause was asked for in the meantime
+                    break
             self._account.charge(tokens)
             return self._clock()
 
@@ -175,15 +180,19 @@ class _Pace:
             self._started = True
             await self._limiter.acquire(self._most)  # an empty bucket to begin with
         cost = 1 / speed
-        while self._in_hand < cost:
-            await self._limiter.acquire(self._bunch)
-            self._in_hand += self._bunch
+        # What a cancelled turn had in hand is let go of, or cancels would add up to a burst.
+        self._in_hand = min(self._in_hand, self._bunch) if self._bunch > 1 else 0.0
+        while self._in_hand < cost - 1e-9:
+            amount = self._bunch if self._bunch > 1 else min(cost - self._in_hand, self._most)
+            await self._limiter.acquire(amount)
+            self._in_hand += amount
         self._in_hand -= cost
 
 
 class _TokenAccount:
     """Tokens per second in a small bucket. A request larger than the bucket goes when it is full
-    and leaves a debt, so any size passes at any rate, in its turn.
+    and leaves a debt, so any size passes at any rate, in its turn. Large requests make rounding
+    coarse, so the last minute's sum is kept below the limit besides.
     """
 
     def __init__(self, per_second: float, clock: Callable[[], float]) -> None:
@@ -192,16 +201,32 @@ class _TokenAccount:
         self._most = per_second * _TOKEN_BUCKET_SECONDS
         self._balance = 0.0
         self._since = clock()
+        self._minute: deque[tuple[float, int]] = deque()
+        self._sum = 0
 
     async def room_for(self, tokens: int) -> None:
         if self._rate <= 0:
             return
-        while (lack := min(tokens, self._most) - self._refilled()) > 1e-6:
-            await asyncio.sleep(max(lack / self._rate, 0.002))
+        while (wait := max(self._until_paid(tokens), self._until_minute_has_room(tokens))) > 0:
+            await asyncio.sleep(max(wait, 0.002))
 
     def charge(self, tokens: int) -> None:
         if self._rate > 0:
             self._balance = min(self._most, self._refilled() - tokens)
+            self._minute.append((self._clock(), tokens))
+            self._sum += tokens
+
+    def _until_paid(self, tokens: int) -> float:
+        lack = min(tokens, self._most) - self._refilled()
+        return lack / self._rate if lack > 1e-6 else 0.0
+
+    def _until_minute_has_room(self, tokens: int) -> float:
+        now = self._clock()
+        while self._minute and self._minute[0][0] <= now - _MINUTE:
+            self._sum -= self._minute.popleft()[1]
+        if not self._minute or self._sum + tokens <= self._rate * 60 / AIM:
+            return 0.0
+        return self._minute[0][0] + _MINUTE - now
 
     def _refilled(self) -> float:
         now = self._clock()

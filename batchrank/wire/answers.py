@@ -104,29 +104,34 @@ def read(body: bytes, documents: int) -> Scores | Refusal:
     """The answer of HTTP status 200 to a request of so many documents. Raises `BadAnswer`."""
     try:
         answer = _body.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # Not the decoder's own words on values: they quote paths only, never the text.
         raise BadAnswer(f"not a rerank answer: {error}") from None
     results = answer.results
     if results is None and answer.output is not None:
         results = answer.output.results
+    if not results and (answer.error is not None or answer.code or answer.message):
+        return _refusal(answer)
     if results is None:
-        if answer.error is not None or answer.code or answer.message:
-            return _refusal(answer)
         raise BadAnswer("no results in the answer")
-    usage = answer.usage
-    tokens = (
-        None if usage is None else usage.total_tokens or usage.input_tokens or usage.prompt_tokens
+    return Scores(
+        _in_order(results, documents), _billed(answer.usage), answer.request_id or answer.id
     )
-    return Scores(_in_order(results, documents), tokens, answer.request_id or answer.id)
 
 
 def read_refusal(body: bytes) -> Refusal:
     """The error of any other status; an unreadable body (a proxy's HTML) gives empty texts."""
     try:
         return _refusal(_error_body.decode(body))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Refusal("", "", None)
+
+
+def _billed(usage: Usage | None) -> int | None:
+    if usage is None:
+        return None
+    tokens = usage.total_tokens or usage.input_tokens or usage.prompt_tokens
+    return tokens if tokens is not None and tokens >= 0 else None
 
 
 def _refusal(body: _Body | _ErrorBody) -> Refusal:
