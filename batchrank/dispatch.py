@@ -23,6 +23,7 @@ from batchrank.errors import BatchrankError
 from batchrank.records import Dropped, Failed, Outcome, RequestPlan, Scored, Spent, row_of
 from batchrank.retry import (
     MAX_ATTEMPTS,
+    MAX_ATTEMPTS_ALONE,
     Again,
     Exchange,
     GiveUp,
@@ -215,17 +216,19 @@ class Sender:
         if any(count >= known.documents and len(body) >= known.bytes for known in self._refused):
             return Halve("a request of no greater size was refused", size=True), len(body)
         pauses = {flag: waits(self._random, throttled=flag) for flag in (False, True)}
-        failures = 0
+        failures = alone = 0
         while True:
             before = self._endpoint.successes
             verdict = await self._exchange(body, count, plan.tokens, tally)
             if not isinstance(verdict, Again):
                 return verdict, len(body)
-            # While nothing succeeds the endpoint is to blame, not the request.
-            others_succeed = self._endpoint.successes > before
-            failures += not verdict.throttled and (verdict.answered or others_succeed)
-            if failures == MAX_ATTEMPTS:
-                given_up = f"given up after {failures} failed requests: {verdict.reason}"
+            if not verdict.throttled:
+                # While nothing succeeds the endpoint is to blame, not the request.
+                held = verdict.answered or self._endpoint.successes > before
+                failures, alone = failures + held, alone + (not held)
+            if failures == MAX_ATTEMPTS or alone == MAX_ATTEMPTS_ALONE:
+                tried = failures + alone
+                given_up = f"given up after {tried} failed requests: {verdict.reason}"
                 return GiveUp(given_up), len(body)
             pause = max(verdict.after_seconds or 0.0, next(pauses[verdict.throttled]))
             _log.debug("row %d: %s; again in %.1f s", row_of(plan.plan_id), verdict.reason, pause)

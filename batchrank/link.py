@@ -92,9 +92,10 @@ class Link:
         billed: int | None = 0
         if isinstance(verdict, Scores):
             billed = tokens if verdict.tokens is None else verdict.tokens
-            self._throttle.settle(tokens, billed)
         elif isinstance(verdict, Again) and verdict.possibly_paid:
             billed = None
+        if billed is not None:
+            self._throttle.settle(tokens, billed, sent_at)
         self._budget.settle(ceiling(tokens, documents), billed)
         if not isinstance(verdict, Again):
             self._throttle.succeeded()

@@ -51,7 +51,8 @@ class Planner:
     ) -> None:
         self._limits = limits
         self._exact = exact
-        self._envelope_bytes = envelope_bytes
+        # `_json_bytes` counts a comma after each text, and the query's quotes are in the envelope.
+        self._envelope_bytes = envelope_bytes - 4
         self._count = count
         self._sampled_tokens = self._sampled_bound = 0
         self._tokens_per_bound = 1.0

@@ -25,6 +25,10 @@ MAX_ATTEMPTS = 10
 """Failures that may be held against a request before it is given up: with one in five failing at
 random, one request in ten million is."""
 
+MAX_ATTEMPTS_ALONE = 100
+"""Exchanges of one request that may fail while nothing else succeeds either: an outage, unless it
+is the last request left, which must not keep the run from ever ending."""
+
 _CAP_SECONDS = 60.0
 _THROTTLE_BASE_SECONDS = 1.0
 _BASE_SECONDS = 0.2
@@ -136,6 +140,8 @@ def _judge_ok(exchange: Answered, documents: int) -> Verdict:
         said = f"the answer breaks the contract: {error}"
         return Again(said, possibly_paid=True, answered=True, broken=True)
     if isinstance(answer, Refusal):
+        if answer.code.isdecimal() and 400 <= int(answer.code) < 600:
+            exchange = msgspec.structs.replace(exchange, status=int(answer.code))
         return _judge_refusal(exchange, answer, documents)
     return answer
 
@@ -145,7 +151,8 @@ def _judge_refusal(exchange: Answered, refusal: Refusal, documents: int) -> Verd
     said = _said(status, refusal)
     if status == 401 or code.lower() in {"invalidapikey", "invalid_api_key"}:
         return Stop(KeyRefused(f"{said}. Is the key right, and of this region?"))
-    if status in {402, 403} or _ACCOUNT_CODES.search(code) or _ACCOUNT_MESSAGES.search(message):
+    of_account = status in {200, 403, 429} and _ACCOUNT_MESSAGES.search(message)
+    if status in {402, 403} or _ACCOUNT_CODES.search(code) or of_account:
         return Stop(AccountRefused(f"{said}. The endpoint will not serve this account or model."))
     if status in {404, 405} or _REQUEST_SHAPE_CODES.search(code):
         return Stop(ConfigInvalid(f"{said}. Do endpoint.base_url and endpoint.provider fit?"))

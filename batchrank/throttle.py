@@ -11,9 +11,9 @@ bunches, never asking for less than 4 ms. The gate starts empty: a restart adds 
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from heapq import heappop, heappush
 from math import inf
 
 from aiolimiter import AsyncLimiter
@@ -81,9 +81,9 @@ class Throttle:
             self._account.charge(tokens)
             return self._clock()
 
-    def settle(self, estimated: int, actual: int) -> None:
-        """Charge or refund what the server's usage differs from the tokens admitted."""
-        self._account.charge(actual - estimated)
+    def settle(self, estimated: int, actual: int, sent_at: float | None = None) -> None:
+        """Charge or refund what the usage reported differs from what was admitted at `sent_at`."""
+        self._account.charge(actual - estimated, sent_at)
 
     def succeeded(self) -> None:
         """A request was answered."""
@@ -201,7 +201,7 @@ class _TokenAccount:
         self._most = per_second * _TOKEN_BUCKET_SECONDS
         self._balance = 0.0
         self._since = clock()
-        self._minute: deque[tuple[float, int]] = deque()
+        self._minute: list[tuple[float, int]] = []
         self._sum = 0
 
     async def room_for(self, tokens: int) -> None:
@@ -210,10 +210,11 @@ class _TokenAccount:
         while (wait := max(self._until_paid(tokens), self._until_minute_has_room(tokens))) > 0:
             await asyncio.sleep(max(wait, 0.002))
 
-    def charge(self, tokens: int) -> None:
+    def charge(self, tokens: int, sent_at: float | None = None) -> None:
+        """Take tokens, or give some back (below 0), which leave the minute with their request."""
         if self._rate > 0:
             self._balance = min(self._most, self._refilled() - tokens)
-            self._minute.append((self._clock(), tokens))
+            heappush(self._minute, (self._clock() if sent_at is None else sent_at, tokens))
             self._sum += tokens
 
     def _until_paid(self, tokens: int) -> float:
@@ -223,7 +224,7 @@ class _TokenAccount:
     def _until_minute_has_room(self, tokens: int) -> float:
         now = self._clock()
         while self._minute and self._minute[0][0] <= now - _MINUTE:
-            self._sum -= self._minute.popleft()[1]
+            self._sum -= heappop(self._minute)[1]
         if not self._minute or self._sum + tokens <= self._rate * 60 / AIM:
             return 0.0
         return self._minute[0][0] + _MINUTE - now

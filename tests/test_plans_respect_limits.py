@@ -39,7 +39,7 @@ LIMITS = st.builds(
     max_bytes_per_request=st.just(0) | st.integers(200, 800),
 )
 
-CAUTION = 4
+CAUTION = 0
 """Bytes that planning counts too many: the quotes of the query twice, and two commas."""
 
 
