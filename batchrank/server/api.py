@@ -21,6 +21,7 @@ from batchrank.server.asking import check_ask, read_ask
 from batchrank.server.breakage import JSON, break_answer
 from batchrank.server.faults import Fault, Seen, chance, choose
 from batchrank.server.ledger import Ledger, content_digest
+from batchrank.server.openapi import document
 from batchrank.server.refusals import Refused, envelope, invalid_request, invalid_value
 from batchrank.server.settings import DEFAULT_INSTRUCT, ServerSettings
 from batchrank.server.weighing import Weighed, Weigher
@@ -58,6 +59,7 @@ class RerankApi:
         app.router.add_post(COMPATIBLE_BASE + flat.PATH, self._flat)
         app.router.add_post(NATIVE_BASE + native.PATH, self._native)
         app.router.add_get("/health", self._health)
+        app.router.add_get("/openapi.json", self._describe)
         app.router.add_get("/ledger", self._show_ledger)
         app.router.add_route("*", "/{rest:.*}", self._nowhere)
         return app
@@ -75,6 +77,12 @@ class RerankApi:
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(body=b'{"status":"ok"}', content_type=JSON)
+
+    async def _describe(self, request: web.Request) -> web.Response:
+        flat_path = COMPATIBLE_BASE + DIALECTS["flat"].PATH
+        native_path = NATIVE_BASE + DIALECTS["dashscope-native"].PATH
+        body = document(self._settings, flat_path, native_path)
+        return web.Response(body=body, content_type=JSON)
 
     async def _show_ledger(self, request: web.Request) -> web.Response:
         full = request.query.get("full") == "1"
