@@ -1,7 +1,8 @@
-"""What the end-to-end tests share: the program in a process, our server in another, small inputs."""
+"""What the end-to-end tests share: the program and our server as processes, and small inputs."""
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,9 +16,13 @@ from urllib.request import urlopen
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
 
 from batchrank import job
+from batchrank.cli import cli
 from batchrank.config import load
+from batchrank.errors import BatchrankError
 from batchrank.report import Receipt
 from batchrank.server.hash_scorer import HashScorer
 from batchrank.server.ledger import content_digest
@@ -105,6 +110,19 @@ def program(
         env=clean(**environment),
         check=False,
     )
+
+
+def inside(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    """The command in this process: the same words and codes, without the half second to start."""
+    words = [str(argument) for argument in arguments]
+    shown = CliRunner().invoke(cli, words, prog_name="batchrank")
+    error = shown.exception
+    if isinstance(error, BatchrankError):
+        said = f"{shown.stderr}batchrank: {error}\n"
+        return subprocess.CompletedProcess(words, int(error.code), shown.stdout, said)
+    if error is not None and not isinstance(error, SystemExit):
+        raise error
+    return subprocess.CompletedProcess(words, shown.exit_code, shown.stdout, shown.stderr)
 
 
 def started(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
@@ -264,3 +282,26 @@ def content(row: dict[str, Any]) -> str:
     """The ledger's name for the one request of a row without blank or repeated texts."""
     texts = [candidate["text"] for candidate in row["candidates"]]
     return content_digest(Ask(model="qwen3-rerank", query=row["query"], documents=texts)).hex()
+
+
+def namespaced(
+    mounts: str, arguments: Sequence[object], *, network: bool = True
+) -> tuple[int, str]:
+    """Run the command where `mounts` have been made for it alone; its code and standard error.
+
+    Skips the test on a machine that does not allow it.
+    """
+    command = " ".join(shlex.quote(str(argument)) for argument in [*PROGRAM, *arguments])
+    probe = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("needs leave to make a mount namespace (root)")
+    done = subprocess.run(
+        ["unshare", "-m", *([] if network else ["-n"]), "sh", "-c", f"{mounts} && {command}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=clean(),
+        check=False,
+    )
+    return done.returncode, done.stderr

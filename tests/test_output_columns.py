@@ -28,6 +28,7 @@ from batchrank.report import Receipt
 from batchrank.server.hash_scorer import HashScorer
 from batchrank.server.settings import DEFAULT_INSTRUCT
 from batchrank.server.weighing import head
+from batchrank.tokens import count
 
 Serve = Callable[..., Server]
 
@@ -89,8 +90,8 @@ def test_a_text_that_comes_twice_is_sent_once_and_scored_twice(
 ) -> None:
     before = server.ledger()["tokens"]
     row_scored(server, tmp_path, one_row("twice once", ["word"] * 20 + ["term"]))
-    # 52 that the server adds, two documents of a token, the query of two for each of them
-    assert server.ledger()["tokens"] - before == 52 + 2 + 2 * 2
+    # what the server adds, two documents of one token, and the query with each of them
+    assert server.ledger()["tokens"] - before == 52 + 2 + 2 * count("twice once")
 
 
 def test_top_n_keeps_the_best_of_each_row(server: Server, tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""Controls: a build that lacks what a promise rests on must break the drill of that promise.
+
+Each changes a copy of the package by replacing a text, which fails loudly when it is not there.
+"""
+
+from pathlib import Path
+
+from drills.disk import power_cut
+from drills.frame import Drill, Patch, breaks, patched
+from drills.ownership import many_at_once
+
+NO_FOLDER_SYNC = Patch("sink.py", "        os.fsync(descriptor)\n", "        pass\n")
+NO_FILE_SYNC = Patch("sink.py", "            os.fsync(file.fileno())\n", "")
+NO_LOCK = Patch(
+    "checkpoint.py", "            flock(lock, LOCK_EX | LOCK_NB)\n", "            pass\n"
+)
+SHORT_LOG = Patch(
+    "checkpoint.py",
+    '    database.execute("PRAGMA synchronous=FULL")\n    return database\n',
+    '    database.execute("PRAGMA synchronous=FULL")\n'
+    '    database.execute("PRAGMA wal_autocheckpoint=30")\n    return database\n',
+)
+"""As long as SQLite's log grows, ext4 makes all names durable with it. Written over early instead
+of after 1,000 pages, it no longer covers for a folder that is not synced.
+"""
+
+
+def without_folder_sync(trials: int, seed: int, folder: Path) -> str:
+    """A part's name is lost, its answers are forgotten already: they are paid again."""
+    sound, lacking = folder / "sound", folder / "lacking"
+    sound.mkdir()
+    lacking.mkdir()
+    if trials > 10:  # the long form: the short log alone breaks nothing
+        with patched(sound, SHORT_LOG):
+            power_cut(trials // 5, seed, sound)
+    with patched(lacking, SHORT_LOG, NO_FOLDER_SYNC):
+        said = breaks(lambda: power_cut(trials, seed, lacking), "answers that were safe are lost")
+    return f"power-cut breaks without the folder's sync: {said}"
+
+
+def without_file_sync(trials: int, seed: int, folder: Path) -> str:
+    """A part is there by name, and empty."""
+    with patched(folder, NO_FILE_SYNC):
+        said = breaks(lambda: power_cut(trials, seed, folder), "not what an undisturbed run writes")
+    return f"power-cut breaks without the file's sync: {said}"
+
+
+def without_lock(trials: int, seed: int, folder: Path) -> str:
+    """Two runs work on one output."""
+    with patched(folder, NO_LOCK):
+        said = breaks(lambda: many_at_once(trials, seed, folder), "exit codes")
+    return f"many-at-once breaks without the lock: {said}"
+
+
+DRILLS = [
+    Drill((4,), "control-folder-sync", without_folder_sync, 10, 30),
+    Drill((4,), "control-file-sync", without_file_sync, 10, 30),
+    Drill((8,), "control-lock", without_lock, 1, 3),
+]
