@@ -8,6 +8,7 @@ SQLite (WAL, synchronous=FULL), written by one thread that commits what has come
 4.5 us an answer, where a commit each would cost 122 (measured).
 """
 
+import os
 import sqlite3
 import threading
 import time
@@ -20,6 +21,7 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 import msgspec
+import xxhash
 
 from batchrank.errors import OutputUnusable, StorageFailed, TryLater
 from batchrank.records import Dropped, Failed, Outcome, Scored, Spent
@@ -33,7 +35,7 @@ BEGIN;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE answers (
     plan INTEGER PRIMARY KEY, part INTEGER NOT NULL, digest BLOB NOT NULL,
-    scores BLOB, requests INTEGER NOT NULL, note TEXT
+    scores BLOB, requests INTEGER NOT NULL, note TEXT, seal BLOB NOT NULL
 );
 CREATE INDEX answers_of_part ON answers (part);
 CREATE TABLE parts (part INTEGER PRIMARY KEY, record BLOB NOT NULL);
@@ -61,7 +63,13 @@ class _Published(msgspec.Struct, frozen=True, gc=False):
 
 class _Lease(msgspec.Struct, frozen=True, gc=False):
     tokens: int
-    committed: Callable[[], None]
+
+
+class _Flush(msgspec.Struct, frozen=True, gc=False):
+    committed: Callable[[], object]
+
+
+_Item = _Settled | _Published | _Lease | _Flush | None
 
 
 class Checkpoint:
@@ -71,7 +79,7 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._queue: SimpleQueue[_Settled | _Published | _Lease | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Item] = SimpleQueue()
         with closing(_connection(path)) as database:
             self.spent = _read_meta(database, "spent", Spent) or Spent()
             self.leased = _read_meta(database, "leased", int) or 0
@@ -86,17 +94,25 @@ class Checkpoint:
         """A part is published: keep its record, drop its answers."""
         self._queue.put(_Published(part, record))
 
-    def lease(self, tokens: int, committed: Callable[[], None]) -> None:
-        """Should this session be killed, so many tokens may have been spent in all. `committed` is
-        called, from the writing thread, once that is durable. A session that ends well lifts it.
+    def lease(self, tokens: int) -> None:
+        """Should this session be killed, so many tokens may have been spent in all. A session that
+        ends well lifts it.
         """
-        self._queue.put(_Lease(tokens, committed))
+        self._queue.put(_Lease(tokens))
+
+    def flush(self, committed: Callable[[], object]) -> None:
+        """Have `committed` called, from the writing thread, once all that was handed over is
+        durable. It is never called when that fails.
+        """
+        self._queue.put(_Flush(committed))
 
     def answers(self) -> dict[int, Answer]:
         """The committed answers of unpublished parts, by plan id."""
         with closing(_connection(self._path)) as database:
-            rows = database.execute("SELECT plan, digest, scores, requests, note FROM answers")
-            return {plan: _answer(plan, *columns) for plan, *columns in rows}
+            rows = database.execute(
+                "SELECT plan, digest, scores, requests, note, seal FROM answers"
+            )
+            return {plan: _answer(self._path, plan, *columns) for plan, *columns in rows}
 
     def parts(self) -> Mapping[int, bytes]:
         """The records of the published parts."""
@@ -140,7 +156,7 @@ class Checkpoint:
                 _write_meta(database, "leased", item.tokens)
             elif item is None:
                 _write_meta(database, "leased", 0)
-            else:
+            elif isinstance(item, _Published):
                 database.execute(
                     "INSERT OR REPLACE INTO parts VALUES (?, ?)", (item.part, item.record)
                 )
@@ -149,7 +165,7 @@ class Checkpoint:
         database.execute("COMMIT")
         self.spent = spent
         for item in group:
-            if isinstance(item, _Lease):
+            if isinstance(item, _Flush):
                 item.committed()
         return group[-1] is not None
 
@@ -157,19 +173,35 @@ class Checkpoint:
 @contextmanager
 def locked(state: Path) -> Iterator[None]:
     """Hold the output for this process alone. Raises `TryLater` when another has it."""
-    with (state / "lock").open("w") as lock:
-        try:
-            flock(lock, LOCK_EX | LOCK_NB)
-        except BlockingIOError:
-            raise TryLater(
-                f"{state.parent}: another batchrank is at work on this output."
-            ) from None
+    try:
+        descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StorageFailed(f"{state / 'lock'}: cannot be made: {error.strerror}.") from error
+    try:
+        _take(descriptor, state)
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, state: Path) -> None:
+    """A look by `status` holds the lock for an instant: hence a second and a third try."""
+    for wait in (0.05, 0.2, None):
+        try:
+            flock(descriptor, LOCK_EX | LOCK_NB)
+            return
+        except BlockingIOError:
+            if wait is None:
+                raise TryLater(
+                    f"{state.parent}: another batchrank is at work on this output."
+                ) from None
+            time.sleep(wait)
 
 
 def begin(path: Path, fingerprint: bytes) -> None:
     """Make an empty checkpoint for the run of this fingerprint."""
     try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's side files take its mode
         with closing(sqlite3.connect(path, isolation_level=None)) as database:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")
@@ -178,7 +210,7 @@ def begin(path: Path, fingerprint: bytes) -> None:
             database.execute("INSERT INTO meta VALUES ('fingerprint', ?)", (fingerprint,))
             database.execute(f"PRAGMA user_version={_VERSION}")
             database.execute("COMMIT")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise StorageFailed(f"{path}: cannot be written: {error}.") from error
 
 
@@ -189,10 +221,6 @@ def read_fingerprint(path: Path) -> bytes | None:
     """
     if not path.exists():
         return None
-    damaged = OutputUnusable(
-        f"{path}: is damaged. The published parts are whole; to score the rest, choose a new "
-        "output, or pass --restart to begin this one again."
-    )
     try:
         with closing(_connection(path)) as database:
             version = database.execute("PRAGMA user_version").fetchone()[0]
@@ -203,14 +231,24 @@ def read_fingerprint(path: Path) -> bytes | None:
                     f"{path}: was written by a newer batchrank (state version {version}; this one "
                     f"knows {_VERSION}). Update batchrank, or choose a new output."
                 )
+            tables = "SELECT count(*) FROM sqlite_master WHERE name IN ('answers', 'meta', 'parts')"
+            if database.execute(tables).fetchone()[0] != 3:
+                raise _damaged(path)
             if database.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
-                raise damaged
+                raise _damaged(path)
             row = database.execute("SELECT value FROM meta WHERE name = 'fingerprint'").fetchone()
     except sqlite3.Error as error:
-        raise damaged from error
+        raise _damaged(path) from error
     if row is None:
-        raise damaged
+        raise _damaged(path)
     return bytes(row[0])
+
+
+def _damaged(path: Path) -> OutputUnusable:
+    return OutputUnusable(
+        f"{path}: is damaged. The published parts are whole; to score the rest, choose a new "
+        "output, or pass --restart to begin this one again."
+    )
 
 
 def _connection(path: Path) -> sqlite3.Connection:
@@ -239,12 +277,27 @@ def _insert(database: sqlite3.Connection, item: _Settled) -> None:
             values = (plan, item.part, item.digest, None, 0, reason)
         case Dropped():
             return
-    database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", values)
+    plan, _, digest, blob, requests, note = values
+    seal = _seal(plan, digest, blob, requests, note)
+    database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, seal))
+
+
+def _seal(plan: int, digest: bytes, scores: bytes | None, requests: int, note: str | None) -> bytes:
+    """SQLite's own check does not look into values: a flipped bit of a score would pass it."""
+    return xxhash.xxh3_64_digest(msgspec.msgpack.encode((plan, digest, scores, requests, note)))
 
 
 def _answer(
-    plan: int, digest: bytes, scores: bytes | None, requests: int, note: str | None
+    path: Path,
+    plan: int,
+    digest: bytes,
+    scores: bytes | None,
+    requests: int,
+    note: str | None,
+    seal: bytes,
 ) -> Answer:
+    if seal != _seal(plan, digest, scores, requests, note):
+        raise _damaged(path)
     if scores is None:
         return Answer(digest, Failed(plan, note or "", Spent()))
     values = array("d")

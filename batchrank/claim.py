@@ -14,9 +14,8 @@ import msgspec
 from batchrank import checkpoint
 from batchrank.errors import ConfigInvalid, InputBad, OutputUnusable, StorageFailed
 from batchrank.sink import SUCCESS, sync_folder
-from batchrank.source import FileIdentity
+from batchrank.source import STATE, FileIdentity
 
-STATE = "_batchrank"
 RECEIPT = "run.json"
 
 
@@ -60,8 +59,11 @@ def claimed(out: Path, fingerprint: Fingerprint, *, restart: bool) -> Iterator[C
                 )
             database.unlink(missing_ok=True)
             checkpoint.begin(database, msgspec.json.encode(fingerprint))
-            sync_folder(state)
-            sync_folder(out)
+            try:
+                sync_folder(state)
+                sync_folder(out)
+            except OSError as error:
+                raise StorageFailed(f"{out}: cannot be written: {error.strerror}.") from error
         else:
             _check_same(out, _decoded(begun, database), fingerprint)
         yield Claim(out, state, database, (out / SUCCESS).exists())

@@ -5,6 +5,7 @@ Nothing slow is imported before a command needs it: `--help` answers at once.
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -53,10 +54,18 @@ def _configured(command: Callable[..., None]) -> Callable[..., None]:
             "--allow-insecure-http", is_flag=True, help="Send over http:// to another machine."
         ),
         click.option(
-            "--summary", type=click.Choice(["text", "json"]), default="text", show_default=True
+            "--summary",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            help="The figures at the end: words on a terminal, or one line of JSON.",
         ),
         click.option(
-            "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
+            "--log-format",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            help="What goes to standard error: plain lines, or an object a line.",
         ),
         click.option(
             "--log-level",
@@ -259,7 +268,13 @@ def evaluate(out: Path, qrels: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8765,
+    show_default=True,
+    help="Where to listen; 0: any free port.",
+)
 @click.option("--api-key-env", metavar="NAME", help="Ask for the key in this variable.")
 @click.option(
     "--scorer",
@@ -269,8 +284,20 @@ def evaluate(out: Path, qrels: Path, as_json: bool) -> None:
     help="hash: scores without meaning that cost nothing, for load tests.",
 )
 @click.option("--neural", metavar="MODEL", help="A cross-encoder, by name or path, as the scorer.")
-@click.option("--requests-per-minute", type=click.FloatRange(0), default=0, metavar="N")
-@click.option("--tokens-per-minute", type=click.FloatRange(0), default=0, metavar="N")
+@click.option(
+    "--requests-per-minute",
+    type=click.FloatRange(0),
+    default=0,
+    metavar="N",
+    help="Answer 429 beyond so many (0: none).",
+)
+@click.option(
+    "--tokens-per-minute",
+    type=click.FloatRange(0),
+    default=0,
+    metavar="N",
+    help="Answer 429 beyond so many (0: none).",
+)
 @click.option(
     "--window",
     "windows",
@@ -278,7 +305,13 @@ def evaluate(out: Path, qrels: Path, as_json: bool) -> None:
     type=click.Choice(["fixed_minute", "sliding_minute", "per_second"]),
     help="How these two are held to. Repeatable.  [default: fixed_minute]",
 )
-@click.option("--growth-base", type=click.FloatRange(0), default=0, metavar="N")
+@click.option(
+    "--growth-base",
+    type=click.FloatRange(0),
+    default=0,
+    metavar="N",
+    help="Answer 429 to a sudden rise beyond so many a second (0: none).",
+)
 @click.option("--nested-errors", is_flag=True, help="Errors in OpenAI's envelope.")
 @click.option("--faults", type=click.Path(path_type=Path), help="A fault script, for tests.")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
@@ -381,6 +414,9 @@ def _terminated(number: int, frame: object) -> None:
 def main() -> None:
     """The command `batchrank`."""
     signal.signal(signal.SIGTERM, _terminated)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the end
     try:
         cli.main(prog_name="batchrank", standalone_mode=False)
     except BatchrankError as error:

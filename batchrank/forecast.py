@@ -21,7 +21,10 @@ from batchrank.report import clock, money
 from batchrank.source import Source, open_source
 from batchrank.throttle import AIM
 
+BLOCKS = 16
 BLOCK_ROWS = 32
+_T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14)
+"""Student's t for a two-sided 95 %, from one degree of freedom up."""
 _COUNTS = (
     "rows",
     "rows_skipped",
@@ -140,7 +143,7 @@ def _sum(counts: Iterator[dict[str, int]] | Sequence[dict[str, int]]) -> dict[st
 
 def _spread(rows: int, sample: int) -> list[tuple[int, int]]:
     """Blocks of consecutive rows, evenly spread, that hold about `sample` rows together."""
-    blocks = min(max(2, ceil(sample / BLOCK_ROWS)), rows)
+    blocks = min(max(min(BLOCKS, sample), 2, ceil(sample / BLOCK_ROWS)), rows)
     size = max(1, sample // blocks)
     firsts = [rows * block // blocks for block in range(blocks)]
     return [(first, min(first + size, rows)) for first in firsts]
@@ -152,7 +155,9 @@ def _error(blocks: Sequence[dict[str, int]], name: str) -> float:
     mean = sum(means) / len(means)
     if not mean:
         return 0.0
-    return 1.96 * sqrt(pvariance(means) / (len(means) - 1)) / mean
+    freedom = len(means) - 1
+    student = _T95[freedom - 1] if freedom <= len(_T95) else 1.96 + 2.4 / freedom
+    return student * sqrt(pvariance(means) / freedom) / mean
 
 
 def _figures(

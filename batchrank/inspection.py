@@ -4,7 +4,7 @@ Neither writes anything, and both may look while a run is at work.
 """
 
 from collections.abc import Iterator
-from fcntl import LOCK_EX, LOCK_NB, flock
+from fcntl import LOCK_NB, LOCK_SH, flock
 from pathlib import Path
 
 import msgspec
@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchrank.claim import RECEIPT, STATE
+from batchrank.claim import RECEIPT
 from batchrank.errors import InputBad, OutputUnusable
 from batchrank.report import Progress, Receipt, clock, money, read_live
 from batchrank.sink import SUCCESS, PartRecord, read_record
+from batchrank.source import STATE
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,12 +110,15 @@ def _part_faults(path: Path, part: PartRecord) -> Iterator[str]:
         if read_record(path) != part:
             yield f"{part.name} is not the file that was published"
             return
-        rows = 0
+        rows = results = 0
         with pq.ParquetFile(path) as parquet:
             for batch in parquet.iter_batches(1000, columns=["results", "status"]):
                 if not _is_whole(batch):
                     yield f"{part.name}: a row of {rows} to {rows + len(batch) - 1} is not whole"
                 rows += len(batch)
+                results += len(batch.column("results").flatten())
+        if results != part.counts.results:
+            yield f"{part.name} has {results:,} results instead of {part.counts.results:,}"
         if rows != part.counts.rows:
             yield f"{part.name} has {rows:,} rows instead of {part.counts.rows:,}"
     except (OutputUnusable, pa.ArrowException, OSError):
@@ -133,12 +137,15 @@ def _is_whole(batch: pa.RecordBatch) -> bool:
     ranks = flat.field("rank").fill_null(0).to_numpy(zero_copy_only=False)
     row_of = np.repeat(np.arange(len(batch)), np.diff(results.offsets.to_numpy()))
     place = np.arange(len(flat)) - np.searchsorted(row_of, row_of)
+    index = flat.field("index").to_numpy(zero_copy_only=False)
+    by_index = np.lexsort((index, row_of))
     same_row = row_of[1:] == row_of[:-1]
     with np.errstate(invalid="ignore"):
         rising = values[1:] > values[:-1]
     statuses = np.array(batch.column("status").to_pylist())[row_of]
     return bool(
         (ranks[known] == place[known] + 1).all()
+        and (index[by_index][1:] != index[by_index][:-1])[same_row].all()
         and not (rising & same_row).any()
         and not (known[1:] & ~known[:-1] & same_row).any()
         and known[statuses == "scored"].all()
@@ -156,10 +163,10 @@ def _receipt(out: Path) -> Receipt | None:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a run is at work. A shared look at the lock for an instant, nothing is written."""
+    """Whether a run is at work. Looks share the lock for an instant; a run waits that long."""
     try:
         with lock.open("r") as file:
-            flock(file, LOCK_EX | LOCK_NB)
+            flock(file, LOCK_SH | LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

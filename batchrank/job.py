@@ -7,12 +7,12 @@ answers are committed in a third; the event loop only carries requests.
 
 import asyncio
 import logging
-import signal
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, closing, nullcontext, suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby
 from math import ceil, inf
@@ -42,10 +42,11 @@ from batchrank.planning import Planner
 from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import LIMITED_BY, Progress, Receipt, total, write_live
 from batchrank.server.child import local_server
+from batchrank.signals import heard
 from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
 from batchrank.source import Columns, Source, open_source
 from batchrank.throttle import Throttle
-from batchrank.transport import connected
+from batchrank.transport import Transport, connected
 from batchrank.wire import DIALECTS
 
 _log = logging.getLogger(__name__)
@@ -146,17 +147,18 @@ class _Run:
     def to_the_end(self, key: str | None) -> Receipt:
         """Score what is missing, then write the receipt, and `_SUCCESS` if all is well."""
         error: BatchrankError | None = None
-        try:
-            if len(self._published) < self._part_count:
-                self._score(key)
-            error = self._too_many_failed()
-        except BatchrankError as raised:
-            error = raised
-        receipt = self._receipt(error)
-        content = msgspec.json.format(msgspec.json.encode(receipt))
-        write_whole(self._claim.folder / RECEIPT, content, self._claim.state)
-        if error is None:
-            write_whole(self._claim.folder / SUCCESS, b"", self._claim.state)
+        with heard() as self._signals:
+            try:
+                if len(self._published) < self._part_count:
+                    self._score(key)
+                error = self._too_many_failed()
+            except BatchrankError as raised:
+                error = raised
+            receipt = self._receipt(error)
+            content = msgspec.json.format(msgspec.json.encode(receipt))
+            write_whole(self._claim.folder / RECEIPT, content, self._claim.state)
+            if error is None:
+                write_whole(self._claim.folder / SUCCESS, b"", self._claim.state)
         return receipt
 
     def _parts_that_exist(self) -> dict[int, PartRecord]:
@@ -194,53 +196,60 @@ class _Run:
             raise reason
 
     async def _send(self, base_url: str, key: str | None) -> Halt:
-        config = self._config
-        self._halt = halt = Halt()
+        self._halt = Halt()
         self._feed = self._feed_of_missing()
         self._finished: asyncio.Queue[Part | None] = asyncio.Queue()
         self._part_left = asyncio.Event()
+        self._durable = asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def storage_failed(error: BatchrankError) -> None:
             with suppress(RuntimeError):  # the loop may have ended: `_score` looks as well
-                loop.call_soon_threadsafe(halt.set, error)
+                loop.call_soon_threadsafe(self._storage_failed, error)
+
+        def stop(stopped: Stopped) -> None:
+            loop.call_soon_threadsafe(partial(self._stop, stopped))
 
         self._checkpoint.start(storage_failed)
-        for number, code in (
-            (signal.SIGTERM, ExitCode.TERMINATED),
-            (signal.SIGINT, ExitCode.INTERRUPTED),
-        ):
-            loop.add_signal_handler(number, self._signalled, code)
-        headers = dict(config.endpoint.headers)
+        endpoint, rate = self._config.endpoint, self._config.rate
+        headers = dict(endpoint.headers)
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
-        async with connected(
-            base_url.rstrip("/") + DIALECTS[config.provider.dialect].PATH,
-            headers,
-            timeout_seconds=config.endpoint.timeout_seconds,
-            max_in_flight=config.rate.max_in_flight,
-        ) as transport:
-            self._throttle = Throttle(
-                config.rate, max_outage_seconds=config.endpoint.max_outage_seconds
+        with self._signals.told_to(stop):
+            async with connected(
+                base_url.rstrip("/") + DIALECTS[self._config.provider.dialect].PATH,
+                headers,
+                timeout_seconds=endpoint.timeout_seconds,
+                max_in_flight=rate.max_in_flight,
+            ) as transport:
+                await self._settle_all(transport)
+        return self._halt
+
+    async def _settle_all(self, transport: Transport) -> None:
+        config, halt, in_flight = self._config, self._halt, self._config.rate.max_in_flight
+        self._throttle = Throttle(
+            config.rate, max_outage_seconds=config.endpoint.max_outage_seconds
+        )
+        link = Link(config, transport, self._throttle, self._budget(), self._checkpoint, halt)
+        sender = Sender(link, max_in_flight=in_flight, halt=halt, random=Random())
+        async with asyncio.TaskGroup() as group:
+            publishing = group.create_task(self._publish())
+            ticking = group.create_task(self._tick())
+            await dispatch(
+                self._plans(),
+                settle=sender.settle,
+                record=self._record,
+                max_in_flight=in_flight,
+                halt=halt,
             )
-            link = Link(config, transport, self._throttle, self._budget(), self._checkpoint, halt)
-            random = Random()
-            sender = Sender(link, max_in_flight=config.rate.max_in_flight, halt=halt, random=random)
-            async with asyncio.TaskGroup() as group:
-                publishing = group.create_task(self._publish())
-                ticking = group.create_task(self._tick())
-                await dispatch(
-                    self._plans(),
-                    settle=sender.settle,
-                    record=self._record,
-                    max_in_flight=config.rate.max_in_flight,
-                    halt=halt,
-                )
-                self._finished.put_nowait(None)
-                await publishing
-                ticking.cancel()
-            self._limited_by = self._what_limited()
-        return halt
+            self._finished.put_nowait(None)
+            await publishing
+            ticking.cancel()
+        self._limited_by = self._what_limited()
+
+    def _storage_failed(self, error: BatchrankError) -> None:
+        self._halt.set(error, drain_seconds=0)
+        self._durable.set()
 
     def _feed_of_missing(self) -> Feed:
         """The rows of the parts that are not published."""
@@ -330,6 +339,7 @@ class _Run:
             self._finish(Part(0, 0, [], 0, [self._source.empty()]))
         while (part := await self._finished.get()) is not None:
             try:
+                await self._answers_are_durable()
                 record = await asyncio.to_thread(
                     self._sink.publish, part.index, part.finished(), part.kept
                 )
@@ -341,12 +351,22 @@ class _Run:
             self._checkpoint.forget(part.index, msgspec.json.encode(record))
             self._part_left.set()
 
-    def _signalled(self, code: ExitCode) -> None:
+    async def _answers_are_durable(self) -> None:
+        """A part must not appear before its answers count: were the run killed in between, the
+        receipt would lack what they cost.
+        """
+        loop = asyncio.get_running_loop()
+        self._durable.clear()
+        self._checkpoint.flush(partial(loop.call_soon_threadsafe, self._durable.set))
+        await self._durable.wait()
+        if self._checkpoint.error is not None:
+            raise self._checkpoint.error
+
+    def _stop(self, stopped: Stopped) -> None:
+        """The first signal drains, a second Ctrl-C waits for nothing more."""
         if self._halt.reason is None:
-            name = "SIGTERM" if code is ExitCode.TERMINATED else "Ctrl-C"
-            stopped = Stopped(f"stopped by {name}; the same command goes on from here.", code)
             self._halt.set(stopped, DRAIN_SECONDS)
-        elif code is ExitCode.INTERRUPTED:
+        elif stopped.code is ExitCode.INTERRUPTED:
             self._halt.abandon()
 
     async def _tick(self) -> None:

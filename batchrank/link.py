@@ -79,10 +79,8 @@ class Link:
             return
         loop, durable = asyncio.get_running_loop(), asyncio.Event()
 
-        def committed() -> None:
-            loop.call_soon_threadsafe(durable.set)
-
-        self._checkpoint.lease(lease, committed)
+        self._checkpoint.lease(lease)
+        self._checkpoint.flush(lambda: loop.call_soon_threadsafe(durable.set))
         await durable.wait()
 
     async def exchange(self, body: bytes, documents: int) -> Exchange:

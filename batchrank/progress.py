@@ -13,7 +13,7 @@ from batchrank.report import Progress, clock, money
 @contextmanager
 def bar() -> Iterator[Callable[[Progress], None]]:
     """A function to call with figures: it draws them, or does nothing without a terminal."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda progress: None
         return
     from rich.console import Console  # 0.1 s that a cron job does not need

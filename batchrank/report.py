@@ -3,6 +3,7 @@
 Figures come from counts that were kept anyway; nothing here measures.
 """
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -80,7 +81,9 @@ def write_live(state: Path, progress: Progress) -> None:
     """Let `batchrank status` of another terminal see a run's figures. Not synced: they age fast."""
     draft = state / (LIVE + ".part")
     with suppress(OSError):  # a full disk ends the run where it matters
-        draft.write_bytes(msgspec.json.encode(progress))
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(progress))
         draft.rename(state / LIVE)
 
 

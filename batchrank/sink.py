@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from math import nan
 from pathlib import Path
+from sys import maxsize
 from typing import Any
 
 import msgspec
@@ -50,6 +51,7 @@ class PartCounts(msgspec.Struct, frozen=True, kw_only=True):
     failed_offsets: list[int]
     requests: int
     truncated: int
+    results: int
 
 
 class PartRecord(msgspec.Struct, frozen=True):
@@ -80,7 +82,7 @@ class Sink:
         self, part: int, rows: Sequence[RowScores], kept: Iterable[pa.RecordBatch]
     ) -> PartRecord:
         """Write a part of finished rows and give it its name. Raises `StorageFailed`."""
-        counts = _counted(rows)
+        counts = _counted(rows, self._top_n)
         content = self._parquet(rows, pa.Table.from_batches(list(kept)), counts)
         write_whole(self._folder / self.name(part), content, self._beside)
         return PartRecord(self.name(part), hashlib.sha256(content).hexdigest(), counts)
@@ -146,7 +148,7 @@ def read_record(path: Path) -> PartRecord:
         raise OutputUnusable(f"{path}: is no part that batchrank wrote.") from error
 
 
-def _counted(rows: Sequence[RowScores]) -> PartCounts:
+def _counted(rows: Sequence[RowScores], top_n: int) -> PartCounts:
     statuses = [row.status for row in rows]
     return PartCounts(
         rows=len(rows),
@@ -154,6 +156,7 @@ def _counted(rows: Sequence[RowScores]) -> PartCounts:
         failed_offsets=[offset for offset, row in enumerate(rows) if row.failed_requests],
         requests=sum(row.requests for row in rows),
         truncated=sum(row.truncated for row in rows),
+        results=sum(min(len(row.relevance_scores), top_n or maxsize) for row in rows),
     )
 
 

@@ -25,6 +25,7 @@ BATCH_ROWS = 256
 _BATCH_BYTES = 4 << 20
 _PROBE_ROWS = 4
 ROW_COLUMN = "row"
+STATE = "_batchrank"
 DOC_IDS = "doc_ids"
 
 
@@ -99,7 +100,9 @@ class Source:
         names = [self._columns.query, self._columns.candidates, *self._columns.keep]
         if self._has_id:
             names.append(self._columns.id)
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as parquet:
+        with pq.ParquetFile(
+            path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+        ) as parquet:
             for group in range(parquet.num_row_groups):
                 end = start + parquet.metadata.row_group(group).num_rows
                 if end > first and start < stop:
@@ -156,6 +159,7 @@ class _Candidates:
             ids = pa.nulls(self._offsets[-1], pa.string())
         else:
             ids = self._ids.cast(pa.string())
+            ids.validate(full=True)
         return pa.ListArray.from_arrays(pa.array(self._offsets, pa.int32()), ids)
 
 
@@ -178,7 +182,13 @@ def open_source(inputs: Sequence[str], columns: Columns) -> Source:
         schema = schema or found
         files.append(identity)
     assert schema is not None
-    return Source(paths, files, columns, columns.id in schema.names)
+    has_id = columns.id in schema.names
+    if not has_id and ROW_COLUMN in columns.keep:
+        raise InputBad(
+            f'there is no column "{columns.id}", so the output counts rows in a column "row": '
+            'a kept column "row" would be a second one.'
+        )
+    return Source(paths, files, columns, has_id)
 
 
 def _found(argument: str) -> list[Path]:
@@ -189,6 +199,7 @@ def _found(argument: str) -> list[Path]:
             file
             for file in path.rglob("*.parquet")
             if not any(part.startswith(hidden) for part in file.relative_to(path).parts)
+            and not (file.parent / STATE).is_dir()  # an output of ours is no input
         )
         if not found:
             raise InputMissing(f"{argument}: no *.parquet file in this folder.")

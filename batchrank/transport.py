@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from email.utils import formatdate
+from io import BytesIO
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -18,6 +19,7 @@ from batchrank.retry import Answered, Exchange, Unanswered
 
 CONNECT_SECONDS = 10.0
 _BYTES_PER_RESULT = 512
+_LARGE = 1 << 20
 _BYTES_BESIDES = 256 * 1024
 
 
@@ -34,7 +36,9 @@ class Transport:
         try:
             async with (
                 asyncio.timeout(self._timeout_seconds),
-                self._session.post(self._url, data=body, allow_redirects=False) as response,
+                self._session.post(
+                    self._url, data=_payload(body), allow_redirects=False
+                ) as response,
             ):
                 cap = _BYTES_BESIDES + documents * _BYTES_PER_RESULT
                 content = await _capped(response, cap)
@@ -86,6 +90,11 @@ def _proxy(url: str) -> str | None:
     if parts.hostname in {"127.0.0.1", "localhost", "::1"} or proxy_bypass(parts.netloc):
         return None
     return getproxies().get(parts.scheme)
+
+
+def _payload(body: bytes) -> bytes | BytesIO:
+    """aiohttp wants a large body as a file, to write it in pieces."""
+    return body if len(body) < _LARGE else BytesIO(body)
 
 
 async def _capped(response: aiohttp.ClientResponse, cap: int) -> bytes | None:
