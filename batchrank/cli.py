@@ -400,6 +400,7 @@ class _JsonLines(logging.Formatter):
 
 
 def _end(message: str, code: int) -> None:
+    _deaf()
     if not _log.handlers:
         _log_to_stderr("text", "warning")
     _log.error(message)
@@ -408,7 +409,13 @@ def _end(message: str, code: int) -> None:
 
 def _terminated(number: int, frame: object) -> None:
     """A signal before or after the run has its own handlers: there is nothing to drain."""
+    _deaf()
     sys.exit(ExitCode.TERMINATED)
+
+
+def _deaf() -> None:
+    """The code is decided: Python makes SIGTERM deadly again while it ends, unless it is ignored."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def main() -> None:

@@ -136,6 +136,7 @@ class _Run:
         )
         self._checkpoint = Checkpoint(claim.database)
         self._spent = self._spent_before = self._checkpoint.spent
+        self._answers = self._checkpoint.answers()
         self._published = self._parts_that_exist()
         self._reopened = self._reopen() if request.retry_failed else {}
         self._rows_before = total(self._published.values(), "rows")
@@ -275,14 +276,13 @@ class _Run:
 
     async def _plans(self) -> AsyncGenerator[RequestPlan, None]:
         """The plans that no committed answer settles, as fast as they are taken."""
-        answers = self._checkpoint.answers()
         try:
             async with aclosing(self._feed.chunks()) as chunks:
                 async for chunk, planned in chunks:
                     await self._room_for(chunk.first // self._rows_per_part)
                     self._assembly.keep(chunk.first, chunk.kept)
                     for plan in (plan for row in planned for plan in self._begin(row)):
-                        answer = answers.pop(plan.plan_id, None)
+                        answer = self._answers.pop(plan.plan_id, None)
                         if answer is None:
                             yield plan
                         else:

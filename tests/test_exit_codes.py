@@ -301,7 +301,6 @@ def test_74_is_a_full_disk_and_what_was_committed_is_kept(
     assert part_bytes(copy / "out") == part_bytes(tmp_path / "oracle")
 
 
-@pytest.mark.xfail(strict=True, reason="a traceback: the lock is opened without translation")
 def test_74_is_a_disk_without_room_for_a_file(server: Server, source: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -509,9 +508,6 @@ def hammered(process: "subprocess.Popen[str]", number: int) -> None:
     threading.Thread(target=hammer, daemon=True).start()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="when the loop has closed, SIGTERM kills: no 143, no run.json"
-)
 def test_a_second_sigterm_changes_nothing(serve: Serve, source: Path, tmp_path: Path) -> None:
     """Nor a hundredth: the drain is finished, the receipt is written, the code is 143."""
     own, out = serve(SLOW.format(0.7)), tmp_path / "out"

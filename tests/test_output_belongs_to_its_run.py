@@ -101,7 +101,6 @@ def test_of_three_processes_begun_together_one_works(
     assert slow.ledger()["requests"] == 40
 
 
-@pytest.mark.xfail(strict=True, reason="`status` takes the very lock that it asks about")
 def test_looking_at_an_output_never_looks_like_a_run(stopped: Path) -> None:
     """What a `status` holds for an instant must neither lie to another nor turn a run away."""
     from concurrent.futures import ThreadPoolExecutor
@@ -294,7 +293,6 @@ def test_the_folder_of_the_input_is_refused_as_output(
     assert source.read_bytes() == before
 
 
-@pytest.mark.xfail(strict=True, reason="the second command reads the parts of the first as input")
 def test_an_output_inside_the_input_folder_can_be_resumed(
     server: Server, source: Path, tmp_path: Path
 ) -> None:
@@ -428,7 +426,6 @@ def without_answers(path: Path) -> None:
         without_tables,
         pytest.param(
             without_answers,
-            marks=pytest.mark.xfail(strict=True, reason="a traceback: no such table: answers"),
         ),
     ],
     ids=lambda damage: damage.__name__,
@@ -472,7 +469,6 @@ def test_a_checkpoint_of_another_run_is_refused(
     assert "begun with another input" in refusal(server, InputBad, source, stopped)
 
 
-@pytest.mark.xfail(strict=True, reason="a committed answer has no checksum of its scores")
 def test_a_flipped_bit_in_a_committed_score_never_reaches_the_output(
     serve: Serve, server: Server, source: Path, tmp_path: Path
 ) -> None:

@@ -142,9 +142,6 @@ def test_a_sample_says_its_error_and_the_truth_lies_within(tmp_path: Path) -> No
         "scifact",
         pytest.param(
             "cranfield",
-            marks=pytest.mark.xfail(
-                strict=True, reason="1.96 for three blocks, where Student's t is 4.30"
-            ),
         ),
     ],
 )

@@ -325,7 +325,6 @@ def test_the_query_and_the_candidates_may_be_kept_too(server: Server, tmp_path: 
     assert found.column("results").to_pylist() == wanted()
 
 
-@pytest.mark.xfail(strict=True, reason="the output gets two columns `row`, which readers refuse")
 def test_a_kept_column_cannot_share_the_name_of_the_row_number(
     server: Server, tmp_path: Path
 ) -> None:
@@ -594,7 +593,6 @@ def invalid(valid: pa.Array) -> pa.Array:
         "text",
         pytest.param(
             "doc_id",
-            marks=pytest.mark.xfail(strict=True, reason="goes through to the output's `results`"),
         ),
     ],
 )

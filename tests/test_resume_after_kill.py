@@ -184,7 +184,6 @@ def test_what_was_committed_is_not_sent_again_when_killed_at_half(
     assert part_bytes(out) == small.oracle
 
 
-@pytest.mark.xfail(strict=True, reason="a part is published before its answers are committed")
 def test_a_run_killed_right_after_a_part_appears_still_knows_what_it_paid(
     serve: Callable[..., Server], small: Job, tmp_path: Path
 ) -> None:

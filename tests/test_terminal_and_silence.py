@@ -86,7 +86,6 @@ def test_success_prints_nothing_without_a_terminal_and_an_environment(
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-@pytest.mark.xfail(strict=True, reason="AttributeError: sys.stderr is None")
 def test_success_prints_nothing_with_closed_standard_streams(
     server: Server, tmp_path: Path
 ) -> None:
@@ -192,9 +191,6 @@ def test_ctrl_c_lets_the_local_server_of_the_run_finish_what_is_in_flight(tmp_pa
     assert receipt["possibly_paid"] == 0 < receipt["requests"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="aiohttp warns of bytes over 1 MiB; BytesIO is not warned of"
-)
 def test_a_large_request_warns_of_nothing(server: Server, tmp_path: Path) -> None:
     lists = [[{"doc_id": "d", "text": "words " * 250_000}]]
     rows = pa.table({"query": ["large"], "candidates": pa.array(lists, CANDIDATES)})
@@ -285,7 +281,6 @@ def test_a_stopped_run_keeps_no_text_and_no_key_in_its_state(serve: Serve, tmp_p
     assert TEXT.encode() not in shown
 
 
-@pytest.mark.xfail(strict=True, reason="the folder is 0700, the files in it are 0644 or 0666")
 @pytest.mark.parametrize("umask", [0o000, 0o022])
 def test_the_state_is_for_its_owner_alone_under_any_umask(
     server: Server, tmp_path: Path, umask: int

@@ -1,4 +1,4 @@
-"""The disk: power cuts, a damaged checkpoint, and writes that are refused.
+"""What a disk can do to an output: a power cut, and a damaged checkpoint.
 
 A power cut is an ext4 file system in a file that is copied while it is mounted: what was never
 synced is not in the copy (`commit=300` keeps the kernel from syncing by itself). The run is stopped
@@ -6,11 +6,9 @@ for the copy, since one that is written to meanwhile would be of no instant at a
 """
 
 import os
-import re
 import shutil
 import signal
 import sqlite3
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -32,18 +30,16 @@ from test_output_belongs_to_its_run import (
 
 from drills.frame import (
     Drill,
-    Job,
     begun,
     cut,
     go_on,
-    identical,
     instants,
     job,
+    last_line,
     needs,
     tool,
     whole_so_far,
 )
-from drills.tracing import Sweep, begun_output, counts_of, output_for, picked, traced
 
 # 4
 
@@ -164,7 +160,7 @@ def damaged_checkpoint(trials: int, seed: int, folder: Path) -> str:
             assert database_of(out).read_bytes() != whole, f"{kind}: nothing was damaged"
             sent = one.server.received
             code, _, stderr = ended(begun(one.command(out)), 60)
-            where = f"{kind} (seed {seed}): ended with {code}: {stderr}"
+            where = f"{kind} (seed {seed}): ended with {code}: {last_line(stderr)}"
             if code == 0 and kind in MAY_GO_ON:
                 assert part_bytes(out) == one.oracle, f"{kind} (seed {seed}): a wrong output"
             else:
@@ -191,7 +187,8 @@ def _flipped_anywhere(path: Path, random: Random) -> None:
 
 def _zeroed_page(path: Path, random: Random) -> None:
     content = bytearray(path.read_bytes())
-    page = random.randrange(len(content) // 4096) * 4096
+    used = [at for at in range(0, len(content), 4096) if any(content[at : at + 4096])]
+    page = random.choice(used)
     content[page : page + 4096] = bytes(4096)
     path.write_bytes(content)
 
@@ -223,160 +220,7 @@ MAY_GO_ON = {"bits flipped anywhere", "a page of zeros"}
 """A bit that nothing depends on, a page that was free: then the output must be right."""
 
 
-# 6
-
-
-def refused_write(trials: int, seed: int, folder: Path) -> str:
-    """EIO from a write or sync, once or from then on: ended with 74; once healthy, goes on."""
-    needs("strace")
-    random, harmed, harmless, twice = Random(seed), Counter[str](), 0, 0
-    sweeps = [
-        *(Sweep(fresh, call, "database") for fresh in (True, False) for call in _WRITES[:2]),
-        *(Sweep(False, call, "parts") for call in _WRITES[2:]),
-    ]
-    with job(folder, rows=300, rows_per_part=50, seconds=0.01) as one:
-        template = begun_output(one, folder / "begun")
-        counts = counts_of(sweeps, one, folder, template)
-        for sweep, number in picked(sweeps, counts, trials, random):
-            out, log = output_for(folder / "out", sweep, template), folder / "log"
-            log.unlink(missing_ok=True)
-            when = f"{number}{random.choice(['', '+'])}"
-            inject = ("-e", f"inject={sweep.call}:error=EIO:when={when}")
-            before = one.server.ledger()["requests"]
-            under = traced(out, sweep.files, ",".join(_WRITES), log, "-y", *inject)
-            process = begun(one.command(out), under=under)
-            with _after_first_error(one, log) as late:
-                code, _, stderr = ended(process, 120)
-            where = f"{sweep}, when={when}"
-            if "INJECTED" not in log.read_text():
-                continue
-            if code == 0 and not _at_stake(log):
-                identical(one, out)
-                harmless += 1
-                continue
-            harmed[sweep.call] += 1
-            assert code == 74, f"{where}: ended with {code}: {stderr}"
-            assert len(stderr.splitlines()) == 1, f"{where}: {stderr}"
-            assert late() == 0, f"{where}: {late()} requests 50 ms after the error and later"
-            try:
-                whole_so_far(one, out)
-                left = cut(one, out, folder / "copy")
-                twice += go_on(one, out, left, before=before)
-            except AssertionError as error:
-                raise AssertionError(f"{where}: {error}") from error
-    happened = harmed.total() + harmless
-    assert harmed and happened >= trials * 0.6, f"only {happened} of {trials} errors happened"
-    each = ", ".join(f"{count} from {call}" for call, count in harmed.most_common())
-    return (
-        f"{harmed.total()} times EIO ({each}): 74 each, no request from 50 ms after the error, "
-        f"all identical once healthy, {twice:,} requests paid twice; {harmless} times while SQLite "
-        "copied its log, which holds all of it: identical"
-    )
-
-
-def _at_stake(log: Path) -> bool:
-    """Whether a refused call was the only one that could make something durable.
-
-    SQLite keeps to itself what goes wrong while it copies its log into the database: the log is
-    synced by then and stays. That is a write to the database or its sync, or a sync of the log
-    when nothing has been written to it since its last.
-    """
-    unsynced: set[tuple[str, str]] = set()
-    for found in re.finditer(
-        r"^(\d+) +(\w+)\(\d+<([^>]+)>.*$", log.read_text(errors="replace"), re.MULTILINE
-    ):
-        thread, call, path = found.groups()
-        if "INJECTED" in found[0]:
-            synced = call == "fdatasync" and (thread, path) not in unsynced
-            if not synced and not path.endswith(".sqlite"):
-                return True
-        elif call == "fdatasync":
-            unsynced.discard((thread, path))
-        else:
-            unsynced.add((thread, path))
-    return False
-
-
-_WRITES = ("pwrite64", "fdatasync", "write", "fsync")
-
-
-@contextmanager
-def _after_first_error(one: Job, log: Path) -> Iterator[object]:
-    """Count the requests that come later than 50 ms after the first error that matters."""
-    over, counts = threading.Event(), list[int]()
-
-    def look() -> None:
-        while not over.wait(0.005):
-            if log.exists() and _at_stake(log):
-                time.sleep(0.05)
-                counts.append(one.server.received)
-                return
-
-    thread = threading.Thread(target=look, name="first error")
-    thread.start()
-    try:
-        yield lambda: one.server.received - counts[0] if counts else 0
-    finally:
-        over.set()
-        thread.join()
-
-
-def full_disk(trials: int, seed: int, folder: Path) -> str:
-    """A disk with less room than the run needs, at so many sizes, and a limit on a file's size."""
-    needs("mount", "umount", "prlimit")
-    random, full, twice = Random(seed), 0, 0
-    with job(folder, rows=600, rows_per_part=50, seconds=0.01) as one:
-        place = folder / "disk"
-        with mounted(place, "-t", "tmpfs", "-o", "size=64m", "none"):
-            peak = _peak(one, place)
-        for size in instants(random, trials, 0.05, 0.85):
-            with mounted(place, "-t", "tmpfs", "-o", f"size={int(peak * size)}", "none"):
-                where = f"a disk of {int(peak * size):,} bytes of {peak:,} needed"
-                before = one.server.ledger()["requests"]
-                code, _, stderr = ended(begun(one.command(place / "out")), 60)
-                full += _refused(one, place / "out", code, stderr, where)
-                left = cut(one, place / "out", folder / "copy")
-                tool("mount", "-o", "remount,size=64m", place)
-                twice += go_on(one, place / "out", left, before=before)
-        for size in instants(random, max(1, trials // 3), 0.05, 0.85):
-            limit = int(peak * size) // 3
-            out = folder / "out"
-            shutil.rmtree(out, ignore_errors=True)
-            before = one.server.ledger()["requests"]
-            under = ["prlimit", f"--fsize={limit}", "--"]
-            code, _, stderr = ended(begun(one.command(out), under=under), 60)
-            where = f"files of at most {limit:,} bytes"
-            full += _refused(one, out, code, stderr, where)
-            twice += go_on(one, out, cut(one, out, folder / "copy"), before=before)
-    tried = trials + max(1, trials // 3)
-    assert full >= tried * 0.6, f"only {full} of {tried} runs met a full disk"
-    return (
-        f"{full} of {tried} runs met a full disk or the limit: 74 each, all identical once there "
-        f"was room, {twice:,} requests paid twice"
-    )
-
-
-def _refused(one: Job, out: Path, code: int, stderr: str, where: str) -> bool:
-    if code != 0:
-        assert code == 74 and len(stderr.splitlines()) == 1, f"{where}: ended with {code}: {stderr}"
-        whole_so_far(one, out)
-    return code != 0
-
-
-def _peak(one: Job, place: Path) -> int:
-    """The most room that an undisturbed run takes."""
-    process, peak = begun(one.command(place / "out")), 0
-    while process.poll() is None:
-        facts = os.statvfs(place)
-        peak = max(peak, (facts.f_blocks - facts.f_bfree) * facts.f_frsize)
-        time.sleep(0.01)
-    assert ended(process)[0] == 0
-    return peak
-
-
 DRILLS = [
     Drill((4,), "power-cut", power_cut, 2, 100),
     Drill((5,), "damaged-checkpoint", damaged_checkpoint, 4, 200),
-    Drill((6,), "refused-write", refused_write, 3, 60),
-    Drill((6,), "full-disk", full_disk, 2, 9),
 ]

@@ -4,15 +4,15 @@ What was safe on disk is never paid again, what is paid again was in flight, and
 undisturbed run's.
 """
 
+import os
 import shutil
 import signal
-import time
+import subprocess
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from helpers import ended
+from helpers import ended, until
 
 from drills.frame import (
     Cut,
@@ -25,6 +25,7 @@ from drills.frame import (
     instants,
     job,
     killed_within,
+    last_line,
     needs,
     whole_so_far,
 )
@@ -95,7 +96,7 @@ def killed_at_every_durable_call(trials: int, seed: int, folder: Path) -> str:
                     identical(one, out)
                     break
                 where = f"{sweep}, call {number}"
-                assert code == -signal.SIGKILL, f"{where}: ended with {code}: {stderr}"
+                assert code == -signal.SIGKILL, f"{where}: ended with {code}: {last_line(stderr)}"
                 harmed[sweep.call] += 1
                 try:
                     whole_so_far(one, out)
@@ -123,15 +124,16 @@ def killed_while_recovering(trials: int, seed: int, folder: Path) -> str:
     random, recovering, kills, twice, largest = Random(seed), 0, 0, 0, 0
     with job(folder, rows=1000, rows_per_part=250) as one:
         out = folder / "out"
-        ready = _timed(lambda: begun_output(one, folder / "ready"))
-        for trial, instant in enumerate(instants(random, trials, ready, one.seconds)):
+        for trial, instant in enumerate(instants(random, trials, 0.4, 0.7 * one.seconds)):
             shutil.rmtree(out, ignore_errors=True)
             before = one.server.ledger()["requests"]
             killed_within(begun(one.command(out)), instant)
             cuts: list[Cut] = [cut(one, out, folder / "copy")]
             for _ in range(5 if trial % 6 == 0 else 1):
                 received = one.server.received
-                if killed_within(begun(one.command(out)), random.uniform(0.5, 1.1) * ready):
+                process = begun(one.command(out))
+                _wait_for_the_lock(process, out)
+                if killed_within(process, random.uniform(0, 0.15)):
                     kills += 1
                     recovering += one.server.received == received
                     whole_so_far(one, out)
@@ -147,10 +149,18 @@ def killed_while_recovering(trials: int, seed: int, folder: Path) -> str:
         )
 
 
-def _timed(what: Callable[[], object]) -> float:
-    began = time.monotonic()
-    what()
-    return time.monotonic() - began
+def _wait_for_the_lock(process: "subprocess.Popen[str]", out: Path) -> None:
+    """Until a run holds the output, and is about to read what an earlier one left."""
+    lock, files = str(out / "_batchrank" / "lock"), Path(f"/proc/{process.pid}/fd")
+
+    def opened() -> bool:
+        try:
+            held = lock in {os.readlink(file) for file in files.iterdir()}
+        except OSError:  # a file that was closed meanwhile, or a run that has ended
+            held = False
+        return held or process.poll() is not None
+
+    until(opened, "the run holds the output")
 
 
 def _state_bytes(out: Path) -> int:
@@ -178,7 +188,7 @@ def any_concurrency(trials: int, seed: int, folder: Path) -> str:
                 out = place / f"out-{in_flight}"
                 command = [*one.command(out), "--max-in-flight", in_flight]
                 code, _, stderr = ended(begun(command), 120)
-                assert code == 0, stderr
+                assert code == 0, last_line(stderr)
                 identical(one, out)
             broken.update(one.server.ledger()["faults"])
     assert broken["slow"] and broken["shuffled"], f"the latencies were not shuffled: {broken}"
@@ -202,8 +212,8 @@ seconds = 0.01
 """
 
 DRILLS = [
-    Drill((1, 7), "kill", killed_at_random_instants, 3, 200),
-    Drill((2,), "kill-at-call", killed_at_every_durable_call, 5, 10_000),
+    Drill((1, 7), "kill", killed_at_random_instants, 2, 200),
+    Drill((2,), "kill-at-call", killed_at_every_durable_call, 4, 10_000),
     Drill((3,), "kill-recovery", killed_while_recovering, 1, 60),
     Drill((10,), "concurrency", any_concurrency, 1, 20),
 ]

@@ -128,6 +128,12 @@ def begun(arguments: Sequence[object], *, under: Sequence[object] = ()) -> "subp
     )
 
 
+def last_line(stderr: str) -> str:
+    """What a failed command said at the end: its message, or the error of a traceback."""
+    lines = [line.strip(" |") for line in stderr.splitlines() if not line.strip().endswith("---")]
+    return (lines or ["nothing"])[-1]
+
+
 def needs(*tools: str) -> None:
     """Skip where a tool is missing, or the leave to use it (root)."""
     for tool in tools:
@@ -211,7 +217,7 @@ def job(
         )
         began = time.monotonic()
         code, _, stderr = ended(started(*one.command(folder / "oracle")), 300)
-        assert code == 0, stderr
+        assert code == 0, f"undisturbed, the run ended with {code}: {last_line(stderr)}"
         took = time.monotonic() - began
         yield one._replace(oracle=part_bytes(folder / "oracle"), seconds=took)
 
@@ -251,7 +257,7 @@ def go_on(job: Job, out: Path, *cuts: Cut, before: int) -> int:
     been paid again by anything that came after it.
     """
     code, _, stderr = ended(begun(job.command(out)), 300)
-    assert code == 0, f"the resumed run ended with {code}: {stderr}"
+    assert code == 0, f"the resumed run ended with {code}: {last_line(stderr)}"
     identical(job, out)
     end = cut(job, out, out.parent / "scratch")
     for one in cuts:
