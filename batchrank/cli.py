@@ -414,7 +414,7 @@ def _terminated(number: int, frame: object) -> None:
 
 
 def _deaf() -> None:
-    """The code is decided: Python makes SIGTERM deadly again while it ends, unless it is ignored."""
+    """The code is decided, and Python makes SIGTERM deadly while it ends, unless ignored."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
