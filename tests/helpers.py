@@ -92,8 +92,12 @@ def serving(*options: str, **environment: str) -> Iterator[Server]:
 
 
 def clean(**environment: str) -> dict[str, str]:
-    """The environment of a child: a path, a home, and what is given; no key of the machine's."""
-    return {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment}
+    """The environment of a child: a path, a home, and what is given; no key of the machine's.
+
+    It writes no bytecode: a child whose writes are made to fail would leave half a file behind.
+    """
+    own = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+    return {**own, "PYTHONDONTWRITEBYTECODE": "1", **environment}
 
 
 def program(
