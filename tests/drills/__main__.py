@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,7 +43,7 @@ def held(drill: Drill, trials: int, seed: int) -> bool:
         verdict, figures = "held", drill.run(trials, seed, Path(scratch))
     except pytest.skip.Exception as reason:
         verdict, figures = "skipped", str(reason)
-    except AssertionError as broken:
+    except (AssertionError, subprocess.TimeoutExpired) as broken:
         verdict, figures = "BROKEN", f"{broken}; its folder: {scratch}"
     if verdict != "BROKEN":
         shutil.rmtree(scratch, ignore_errors=True)

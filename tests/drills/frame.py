@@ -110,10 +110,14 @@ def breaks(drill: Callable[[], str], because: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """What a child needs to run the build under drill."""
+    """What a child needs to run the build under drill.
+
+    Under a limit on a file's size Python leaves half a .pyc behind, which nothing could import
+    again: none is written. PYTHONSAFEPATH keeps the working folder from coming first.
+    """
     folder = os.environ.get(BUILD)
-    # PYTHONSAFEPATH keeps the working folder from coming first.
-    return {"PYTHONPATH": folder, "PYTHONSAFEPATH": "1"} if folder else {}
+    build = {"PYTHONPATH": folder, "PYTHONSAFEPATH": "1"} if folder else {}
+    return {"PYTHONDONTWRITEBYTECODE": "1", **build}
 
 
 def begun(arguments: Sequence[object], *, under: Sequence[object] = ()) -> "subprocess.Popen[str]":
