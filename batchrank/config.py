@@ -131,7 +131,7 @@ def key_of(config: JobConfig) -> str | None:
     if endpoint.api_key_file:
         try:
             key = Path(endpoint.api_key_file).read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError):
+        except (OSError, ValueError):
             raise ConfigInvalid(
                 f"endpoint.api_key_file: {endpoint.api_key_file} cannot be read."
             ) from None

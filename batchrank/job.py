@@ -76,6 +76,8 @@ def columns_of(config: JobConfig) -> Columns:
         config.input.query_column,
         config.input.candidates_column,
         config.input.keep_columns,
+        # The longest of Qwen's tokens has 128 bytes: no server reads further than twice that.
+        256 * config.limits.max_tokens_per_document,
     )
 
 
@@ -195,6 +197,7 @@ class _Run:
         reason = halt.reason or self._checkpoint.error
         if reason is not None:
             raise reason
+        assert len(self._published) == self._part_count, "a part is missing, and nobody said why"
 
     async def _send(self, base_url: str, key: str | None) -> Halt:
         self._halt = Halt()

@@ -101,6 +101,6 @@ class Link:
         if verdict.throttled:
             self._throttle.throttled(sent_at, verdict.after_seconds)
         try:
-            self._throttle.failed(broken=verdict.broken)
+            self._throttle.failed(verdict.reason, broken=verdict.broken)
         except BatchrankError as error:
             self._halt.set(error, DRAIN_SECONDS)

@@ -46,10 +46,13 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class Unanswered(msgspec.Struct, frozen=True):
-    """No whole answer came. `sent`: the request may have arrived, and may be billed."""
+    """No whole answer came. `sent`: the request may have arrived, and may be billed. `hopeless`:
+    nor will one ever.
+    """
 
     reason: str
     sent: bool
+    hopeless: bool = False
 
 
 Exchange = Answered | Unanswered
@@ -125,6 +128,8 @@ larger than 300000`, as captured in Tencent/WeKnora#806 and apecloud/ApeRAG#1071
 def judge(exchange: Exchange, documents: int) -> Verdict:
     """What to do after an exchange about a request of so many documents."""
     if isinstance(exchange, Unanswered):
+        if exchange.hopeless:
+            return Stop(ConfigInvalid(f"{exchange.reason}."))
         return Again(exchange.reason, possibly_paid=exchange.sent)
     if exchange.status == 200:
         return _judge_ok(exchange, documents)
@@ -232,8 +237,9 @@ class Health:
 
     def __init__(self, now: float, credit: int) -> None:
         self._most = self._credit = credit
-        self._served_at = now
+        self._failing_since: float | None = None
         self._probe_at = now
+        self.last_reason = ""
         self.successes = 0
         self._broken = 0
 
@@ -241,10 +247,13 @@ class Health:
         """A request was answered."""
         self.successes += 1
         self._credit = self._most if self._credit <= 0 else min(self._most, self._credit + 1)
-        self._served_at = now
+        self._failing_since = None
 
-    def failed(self, now: float, *, broken: bool) -> None:
+    def failed(self, now: float, reason: str, *, broken: bool) -> None:
         """A request was not; `broken`: what came is no rerank answer."""
+        self.last_reason = reason
+        if self._failing_since is None:
+            self._failing_since = now
         self._broken += broken
         self._credit -= 1
         if self._credit == 0:
@@ -265,5 +274,5 @@ class Health:
         return 0.0
 
     def down_for(self, now: float) -> float:
-        """Seconds without a single success, while the breaker is open; else 0."""
-        return now - self._served_at if self._credit <= 0 else 0.0
+        """Seconds since the first failure after the last success; 0 after a success."""
+        return 0.0 if self._failing_since is None else now - self._failing_since

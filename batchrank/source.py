@@ -36,6 +36,8 @@ class Columns(msgspec.Struct, frozen=True):
     query: str
     candidates: str
     keep: Sequence[str]
+    max_characters: int = 1 << 62
+    """What is beyond so many characters of a text nobody reads: it is left in Arrow."""
 
 
 class FileIdentity(msgspec.Struct, frozen=True):
@@ -110,10 +112,14 @@ class Source:
                         for at, piece in _cut(batch, start, first, stop, rows_per_part):
                             yield self._chunk(at, piece)
                         start += batch.num_rows
+                    if start != end:
+                        raise InputBad(f"{path}: row group {group} lacks rows that it claims.")
                 start = end
 
     def _chunk(self, first: int, batch: pa.RecordBatch) -> Chunk:
-        candidates = _Candidates(batch.column(self._columns.candidates))
+        candidates = _Candidates(
+            batch.column(self._columns.candidates), self._columns.max_characters
+        )
         queries = _decoded(batch.column(self._columns.query)).to_pylist()
         rows = [
             Row(first + offset, query, candidates.texts(offset))
@@ -136,7 +142,7 @@ class Source:
 class _Candidates:
     """A column of candidate lists, whatever its physical form, with null lists taken as empty."""
 
-    def __init__(self, column: pa.Array) -> None:
+    def __init__(self, column: pa.Array, max_characters: int) -> None:
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_pylist()
         self._offsets = [0]
         for length in lengths:
@@ -148,6 +154,11 @@ class _Candidates:
             self._ids = _decoded(pc.struct_field(flat, "doc_id")) if has_id else None
         else:
             self._texts, self._ids = _decoded(flat), None
+        # A hostile cell of 300 MB would take seven times that as strings and requests.
+        if types.is_string_view(self._texts.type) or types.is_null(self._texts.type):
+            self._texts = self._texts.cast(pa.large_string())
+        if (pc.max(pc.binary_length(self._texts)).as_py() or 0) > max_characters:
+            self._texts = pc.utf8_slice_codeunits(self._texts, 0, max_characters)
 
     def texts(self, row: int) -> list[str | None]:
         first, stop = self._offsets[row], self._offsets[row + 1]
@@ -221,7 +232,11 @@ def _footer(path: Path) -> tuple[FileIdentity, pa.Schema]:
             file.seek(size - 8)
             file.seek(size - 8 - int.from_bytes(file.read(4), "little"))
             digest = hashlib.sha256(file.read()).hexdigest()
-            identity = FileIdentity(path.name, size, parquet.metadata.num_rows, digest)
+            metadata = parquet.metadata
+            groups = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+            if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
+                raise InputBad(f"{path}: its footer contradicts itself.")
+            identity = FileIdentity(path.name, size, metadata.num_rows, digest)
             return identity, parquet.schema_arrow
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputBad(f"{path}: not a readable Parquet file: {_plain(error)}") from error

@@ -90,11 +90,11 @@ class Throttle:
         self._health.succeeded(self._clock())
         self._mended.set()
 
-    def failed(self, *, broken: bool) -> None:
+    def failed(self, reason: str, *, broken: bool) -> None:
         """A request was not answered, or not with a rerank answer (`broken`). Raises
         `ContractBroken` once nothing else has ever come.
         """
-        self._health.failed(self._clock(), broken=broken)
+        self._health.failed(self._clock(), reason, broken=broken)
         if self._health.speaks_otherwise:
             raise ContractBroken(
                 "the endpoint answers, but not as a rerank API does. "
@@ -127,17 +127,22 @@ class Throttle:
 
     async def _breaker_lets_through(self) -> None:
         began = self._clock()
+        self._give_up_after_outage()
         while wait := self._health.wait(self._clock()):
-            if self._health.down_for(self._clock()) > self._max_outage_seconds:
-                raise TryLater(
-                    "the endpoint has answered nothing for "
-                    f"{self._max_outage_seconds / 60:.0f} minutes; the same command goes on later."
-                )
             self._mended.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._mended.wait(), wait)
+            self._give_up_after_outage()
         if self._clock() > began:
             self._ramp_since = self._clock()
+
+    def _give_up_after_outage(self) -> None:
+        down = self._health.down_for(self._clock())
+        if down > self._max_outage_seconds:
+            raise TryLater(
+                f"nothing has succeeded for {down:.0f} s, at last: {self._health.last_reason}. "
+                "The same command goes on later."
+            )
 
     async def _pause_over(self) -> None:
         if self._paused_until - self._clock() > self._max_outage_seconds:

@@ -53,6 +53,9 @@ class Transport:
                 )
         except TimeoutError:
             return Unanswered(f"no answer within {self._timeout_seconds:g} s", sent=True)
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError):
+            reason = "the endpoint's certificate is not trusted"
+            return Unanswered(reason, sent=False, hopeless=True)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             return Unanswered(_connection(error), sent=False)
         except aiohttp.ClientError as error:
@@ -114,8 +117,6 @@ async def _capped(response: aiohttp.ClientResponse, cap: int) -> bytes | None:
 def _connection(error: aiohttp.ClientError) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "the endpoint's name cannot be resolved"
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
-        return "the endpoint's certificate is not trusted"
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return f"no connection within {CONNECT_SECONDS:g} s"
     return "the connection was refused"

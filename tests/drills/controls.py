@@ -12,7 +12,7 @@ from drills.ownership import many_at_once
 NO_FOLDER_SYNC = Patch("sink.py", "        os.fsync(descriptor)\n", "        pass\n")
 NO_FILE_SYNC = Patch("sink.py", "            os.fsync(file.fileno())\n", "")
 NO_LOCK = Patch(
-    "checkpoint.py", "            flock(lock, LOCK_EX | LOCK_NB)\n", "            pass\n"
+    "checkpoint.py", "            flock(descriptor, LOCK_EX | LOCK_NB)\n", "            pass\n"
 )
 SHORT_LOG = Patch(
     "checkpoint.py",
