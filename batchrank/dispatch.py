@@ -247,7 +247,9 @@ class Sender:
         if isinstance(verdict, Scores):
             tally.tokens += tokens if verdict.tokens is None else verdict.tokens
         if not (isinstance(verdict, Again) and verdict.possibly_paid):
-            tally.known(ceiling(tokens, documents))
+            tally.unknown -= 1
+        if not (isinstance(verdict, Again) and verdict.at_risk):
+            tally.at_risk -= ceiling(tokens, documents)
         self._endpoint.learn(verdict, sent_at, tokens, documents)
         return verdict
 
@@ -263,11 +265,6 @@ class _Tally:
         self.requests += 1
         self.unknown += 1
         self.at_risk += most
-
-    def known(self, most: int) -> None:
-        """Its outcome is known."""
-        self.unknown -= 1
-        self.at_risk -= most
 
     def spent(self) -> Spent:
         return Spent(

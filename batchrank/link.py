@@ -90,7 +90,7 @@ class Link:
         billed: int | None = 0
         if isinstance(verdict, Scores):
             billed = tokens if verdict.tokens is None else verdict.tokens
-        elif isinstance(verdict, Again) and verdict.possibly_paid:
+        elif isinstance(verdict, Again) and verdict.at_risk:
             billed = None
         if billed is not None:
             self._throttle.settle(tokens, billed, sent_at)

@@ -61,7 +61,8 @@ Exchange = Answered | Unanswered
 class Again(msgspec.Struct, frozen=True):
     """Send it again. `throttled`: the endpoint asked for less, so everybody waits. `answered`: the
     endpoint itself dealt with this request and failed, whatever becomes of the others. `broken`:
-    what it answered is no rerank answer.
+    what it answered is no rerank answer. `at_risk`: it may be billed, whether its outcome is known
+    (an error of a gateway, behind which it was scored) or not.
     """
 
     reason: str
@@ -69,6 +70,7 @@ class Again(msgspec.Struct, frozen=True):
     possibly_paid: bool = False
     answered: bool = False
     broken: bool = False
+    at_risk: bool = False
     after_seconds: float | None = None
 
 
@@ -130,7 +132,7 @@ def judge(exchange: Exchange, documents: int) -> Verdict:
     if isinstance(exchange, Unanswered):
         if exchange.hopeless:
             return Stop(ConfigInvalid(f"{exchange.reason}."))
-        return Again(exchange.reason, possibly_paid=exchange.sent)
+        return Again(exchange.reason, possibly_paid=exchange.sent, at_risk=exchange.sent)
     if exchange.status == 200:
         return _judge_ok(exchange, documents)
     if 300 <= exchange.status < 400:
@@ -143,7 +145,7 @@ def _judge_ok(exchange: Answered, documents: int) -> Verdict:
         answer = read(exchange.body, documents)
     except BadAnswer as error:
         said = f"the answer breaks the contract: {error}"
-        return Again(said, possibly_paid=True, answered=True, broken=True)
+        return Again(said, possibly_paid=True, answered=True, broken=True, at_risk=True)
     if isinstance(answer, Refusal):
         if answer.code.isdecimal() and 400 <= int(answer.code) < 600:
             exchange = msgspec.structs.replace(exchange, status=int(answer.code))
@@ -164,7 +166,9 @@ def _judge_refusal(exchange: Answered, refusal: Refusal, documents: int) -> Verd
     if status == 429 or _THROTTLES.search(code):
         return Again(said, throttled=True, after_seconds=seconds(exchange))
     if status in _RETRIED_STATUSES or status >= 500 or _PASSING_CODES.search(code):
-        return Again(said, answered=status in {200, 500}, after_seconds=seconds(exchange))
+        return Again(
+            said, answered=status in {200, 500}, at_risk=True, after_seconds=seconds(exchange)
+        )
     return _judge_content(status, code, message, said, documents)
 
 
