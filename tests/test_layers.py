@@ -24,7 +24,7 @@ DOORS = {
     "click": {"cli"},
     "rich": {"progress"},
     "gigatoken": {"tokens", "server.weighing"},
-    "xxhash": {"planning"},
+    "xxhash": {"planning", "checkpoint"},
     "pytrec_eval": {"evaluation"},
     "tomllib": {"config"},
 }
@@ -108,7 +108,9 @@ def test_the_server_imports_core_only(name: str) -> None:
 def test_only_the_composition_point_knows_the_shell() -> None:
     """`link` is a piece of `job`; `claim` holds the output for a run, the others look on."""
     knowing = {name for name, ours in OURS.items() if len(ours & SHELL) > 1}
-    assert {"job"} <= knowing <= {"job", "link", "claim", "forecast", "report"}
+    assert (
+        {"job"} <= knowing <= {"job", "link", "feed", "claim", "forecast", "inspection", "report"}
+    )
 
 
 def test_nothing_below_the_command_line_imports_it() -> None:

@@ -164,7 +164,9 @@ def damaged_checkpoint(trials: int, seed: int, folder: Path) -> str:
             if code == 0 and kind in MAY_GO_ON:
                 assert part_bytes(out) == one.oracle, f"{kind} (seed {seed}): a wrong output"
             else:
-                assert code == 73, where
+                # A flipped bit in what the run was begun with looks like another input or setting.
+                refusals = (65, 73, 78) if kind in MAY_GO_ON else (73,)
+                assert code in refusals, where
                 assert "hoose a new output" in stderr and len(stderr.splitlines()) == 1, where
                 assert one.server.received == sent, f"{kind}: refused, but something was sent"
                 assert part_bytes(out) == parts, f"{kind}: published parts were touched"
