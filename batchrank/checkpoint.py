@@ -81,8 +81,8 @@ class Checkpoint:
         self._path = path
         self._queue: SimpleQueue[_Item] = SimpleQueue()
         with closing(_connection(path)) as database:
-            self.spent = _read_meta(database, "spent", Spent) or Spent()
-            self.leased = _read_meta(database, "leased", int) or 0
+            self.spent = self._meta(database, "spent", Spent) or Spent()
+            self.leased = self._meta(database, "leased", int) or 0
         self._thread: threading.Thread | None = None
         self.error: StorageFailed | None = None
 
@@ -118,6 +118,17 @@ class Checkpoint:
         """The records of the published parts."""
         with closing(_connection(self._path)) as database:
             return dict(database.execute("SELECT part, record FROM parts ORDER BY part"))
+
+    def decoded(self, value: bytes, kind: type[T]) -> T:
+        """A value that was kept here. Raises `OutputUnusable` where it is none any more."""
+        try:
+            return msgspec.json.decode(value, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _damaged(self._path) from error
+
+    def _meta(self, database: sqlite3.Connection, name: str, kind: type[T]) -> T | None:
+        row = database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return None if row is None else self.decoded(row[0], kind)
 
     def start(self, on_error: Callable[[StorageFailed], None]) -> None:
         """Begin to write. A failed commit is told to `on_error`, from the writing thread."""
@@ -255,11 +266,6 @@ def _connection(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None)
     database.execute("PRAGMA synchronous=FULL")
     return database
-
-
-def _read_meta(database: sqlite3.Connection, name: str, kind: type[T]) -> T | None:
-    row = database.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-    return None if row is None else msgspec.json.decode(row[0], type=kind)
 
 
 def _write_meta(database: sqlite3.Connection, name: str, value: Spent | int) -> None:

@@ -102,7 +102,7 @@ def _clear(out: Path, state: Path) -> None:
 def _decoded(begun: bytes, database: Path) -> Fingerprint:
     try:
         return msgspec.json.decode(begun, type=Fingerprint)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise OutputUnusable(
             f"{database}: is damaged. Choose a new output, or pass --restart."
         ) from error

@@ -176,7 +176,7 @@ class _Run:
                 published[part] = self._sink.read(part)
                 self._checkpoint.forget(part, msgspec.json.encode(published[part]))
             else:
-                published[part] = msgspec.json.decode(known, type=PartRecord)
+                published[part] = self._checkpoint.decoded(known, PartRecord)
         return published
 
     def _reopen(self) -> dict[int, list[RowScores]]:
@@ -360,6 +360,8 @@ class _Run:
         """
         loop = asyncio.get_running_loop()
         self._durable.clear()
+        if self._checkpoint.error is not None:  # then nobody is left to answer a flush
+            raise self._checkpoint.error
         self._checkpoint.flush(partial(loop.call_soon_threadsafe, self._durable.set))
         await self._durable.wait()
         if self._checkpoint.error is not None:

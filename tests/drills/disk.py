@@ -218,8 +218,8 @@ DAMAGES = {
     "without its tables": lambda path, _: without_tables(path),
     "without the table of answers": _without_answers,
 }
-MAY_GO_ON = {"bits flipped anywhere", "a page of zeros"}
-"""A bit that nothing depends on, a page that was free: then the output must be right."""
+MAY_GO_ON = {"cut anywhere", "bits flipped anywhere", "a page of zeros"}
+"""A page that was free, a bit that nothing depends on: then the output must be right."""
 
 
 DRILLS = [
