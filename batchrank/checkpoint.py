@@ -14,7 +14,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from queue import SimpleQueue
@@ -142,13 +142,14 @@ class Checkpoint:
             self._thread.join()
 
     def _write(self, on_error: Callable[[StorageFailed], None]) -> None:
-        try:
-            with closing(_connection(self._path)) as database:
+        with ExitStack() as open_until_told:  # closing takes long when the disk refuses
+            try:
+                database = open_until_told.enter_context(closing(_connection(self._path)))
                 while self._commit_group(database):
                     pass
-        except sqlite3.Error as error:
-            self.error = StorageFailed(f"{self._path}: cannot be written: {error}.")
-            on_error(self.error)
+            except sqlite3.Error as error:
+                self.error = StorageFailed(f"{self._path}: cannot be written: {error}.")
+                on_error(self.error)
 
     def _commit_group(self, database: sqlite3.Connection) -> bool:
         """Write what came within `COMMIT_SECONDS`; False once there is no more to come."""
@@ -214,7 +215,9 @@ def begin(path: Path, fingerprint: bytes) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite's side files take its mode
         with closing(sqlite3.connect(path, isolation_level=None)) as database:
-            database.execute("PRAGMA journal_mode=WAL")
+            mode = database.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+            if mode != "wal":  # a refused write does not raise here, and would go unnoticed
+                raise StorageFailed(f"{path}: cannot be written: no write-ahead log can be kept.")
             database.execute("PRAGMA synchronous=FULL")
             database.executescript(_SCHEMA)
             database.execute("BEGIN")
