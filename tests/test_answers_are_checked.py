@@ -77,6 +77,7 @@ def test_a_bad_answer_is_named_and_asked_for_again(body: bytes, what: str) -> No
         possibly_paid=True,
         answered=True,
         broken=True,
+        at_risk=True,
     )
 
 
@@ -158,7 +159,7 @@ def test_a_redirect_stops_the_job(status: int) -> None:
 @pytest.mark.parametrize("sent", [True, False])
 def test_no_answer_is_asked_for_again_and_counted_paid_if_it_was_sent(sent: bool) -> None:
     assert judge(Unanswered("no answer within 60 s", sent), 3) == Again(
-        "no answer within 60 s", possibly_paid=sent
+        "no answer within 60 s", possibly_paid=sent, at_risk=sent
     )
 
 
