@@ -4,12 +4,10 @@ Nothing slow is imported before a command needs it: `--help` answers at once.
 """
 
 import json
-import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,90 +15,11 @@ import click
 
 from batchrank import __version__
 from batchrank.errors import BatchrankError, ExitCode
+from batchrank.logs import log, log_to_stderr
+from batchrank.options import configured, load_options
 
 if TYPE_CHECKING:
-    from batchrank.config import JobConfig
     from batchrank.server.scorer import Scorer
-
-Options = dict[str, Any]
-_log = logging.getLogger("batchrank")
-
-_CONFIG_OPTIONS = [
-    ("endpoint", "provider", click.STRING, "Whom to ask: local, dashscope, dashscope-native."),
-    ("endpoint", "model", click.STRING, "The model's name."),
-    ("endpoint", "base_url", click.STRING, "Where the endpoint is, instead of the provider's URL."),
-    ("endpoint", "instruct", click.STRING, "What the model is told to look for."),
-    ("output", "top_n", click.IntRange(0), "Keep only the best so many candidates (0: all)."),
-    ("rate", "requests_per_minute", click.FloatRange(0), "The account's limit (0: none)."),
-    ("rate", "tokens_per_minute", click.FloatRange(0), "The account's limit (0: none)."),
-    ("rate", "max_in_flight", click.IntRange(1), "Requests on their way at once."),
-    ("input", "query_column", click.STRING, "The column of query texts."),
-    ("input", "candidates_column", click.STRING, "The column of candidate lists."),
-    ("input", "id_column", click.STRING, "The column of query ids."),
-]
-
-
-def _configured(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that `run` and `plan` share: those of the configuration, and what to read."""
-    for section, name, kind, text in reversed(_CONFIG_OPTIONS):
-        option = "--" + name.replace("_", "-")
-        command = click.option(
-            option, f"{section}__{name}", type=kind, help=text, metavar=_metavar(kind)
-        )(command)
-    for decorate in (
-        click.option("--keep", multiple=True, metavar="COLUMN", help="Keep a column. Repeatable."),
-        click.option("--limit", type=click.IntRange(1), metavar="ROWS", help="Only the first."),
-        click.option(
-            "--allow-insecure-http", is_flag=True, help="Send over http:// to another machine."
-        ),
-        click.option(
-            "--summary",
-            type=click.Choice(["text", "json"]),
-            default="text",
-            show_default=True,
-            help="The figures at the end: words on a terminal, or one line of JSON.",
-        ),
-        click.option(
-            "--log-format",
-            type=click.Choice(["text", "json"]),
-            default="text",
-            show_default=True,
-            help="What goes to standard error: plain lines, or an object a line.",
-        ),
-        click.option(
-            "--log-level",
-            type=click.Choice(["debug", "info", "warning"]),
-            default="warning",
-            show_default=True,
-            help="What standard error is told: debug names every request that is sent again.",
-        ),
-        click.option(
-            "-c", "--config", type=click.Path(path_type=Path), help="A TOML file; see README."
-        ),
-        click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
-    ):
-        command = decorate(command)
-    return command
-
-
-def _metavar(kind: object) -> str:
-    return "TEXT" if kind is click.STRING else "N"
-
-
-def _load(options: Options) -> "JobConfig":
-    """The configuration that a command's options ask for, which are taken out of `options`."""
-    from batchrank.config import load
-
-    sections: dict[str, Options] = {}
-    for section, name, _, _ in _CONFIG_OPTIONS:
-        value = options.pop(f"{section}__{name}")
-        if value is not None:
-            sections.setdefault(section, {})[name] = value
-    _log_to_stderr(options.pop("log_format"), options.pop("log_level"))
-    keep = options.pop("keep")
-    if keep:
-        sections.setdefault("input", {})["keep_columns"] = list(keep)
-    return load(options.pop("config"), sections, insecure_http=options.pop("allow_insecure_http"))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -117,7 +36,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_configured
+@configured
 @click.option(
     "-o",
     "--output",
@@ -161,7 +80,7 @@ def run(
       batchrank run rows/*.parquet -o scores --provider dashscope --max-cost 20
     A finished OUT is left alone: nothing is sent, the exit code is 0.
     """
-    config = _load(options)
+    config = load_options(options)
     import msgspec
 
     from batchrank.job import Request
@@ -191,7 +110,7 @@ def run(
 
 
 @cli.command()
-@_configured
+@configured
 @click.option(
     "--sample",
     type=click.IntRange(1),
@@ -207,7 +126,7 @@ def plan(
     Example:
       batchrank plan rows/*.parquet --provider dashscope --sample 2000
     """
-    config = _load(options)
+    config = load_options(options)
     from batchrank.forecast import forecast, words
 
     figures = forecast(config, inputs, limit_rows=limit or 0, sample=sample or 0)
@@ -376,34 +295,11 @@ def _show(figures: Any, words: Callable[[Any], str], *, as_json: bool) -> None:
     click.echo(msgspec.json.encode(figures).decode() if as_json else words(figures))
 
 
-def _log_to_stderr(log_format: str, level: str) -> None:
-    handler = logging.StreamHandler()
-    plain = logging.Formatter("batchrank: %(message)s")
-    handler.setFormatter(_JsonLines() if log_format == "json" else plain)
-    _log.handlers = [handler]
-    _log.propagate = False
-    _log.setLevel(level.upper())
-
-
-class _JsonLines(logging.Formatter):
-    """One object a line: time (UTC), level, logger, message."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        moment = datetime.fromtimestamp(record.created, UTC)
-        line = {
-            "time": moment.isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        return json.dumps(line, ensure_ascii=False)
-
-
 def _end(message: str, code: int) -> None:
     _deaf()
-    if not _log.handlers:
-        _log_to_stderr("text", "warning")
-    _log.error(message)
+    if not log.handlers:
+        log_to_stderr("text", "warning")
+    log.error(message)
     sys.exit(code)
 
 

@@ -21,7 +21,7 @@ DOORS = {
     "pyarrow": {"source", "sink", "inspection", "export"},
     "polars": {"evaluation", "report"},
     "sqlite3": {"checkpoint"},
-    "click": {"cli"},
+    "click": {"cli", "options"},
     "rich": {"progress"},
     "gigatoken": {"tokens", "server.weighing"},
     "xxhash": {"planning", "checkpoint"},

@@ -1,0 +1,91 @@
+"""The options that `run` and `plan` share: those of the configuration, and what to read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batchrank.logs import log_to_stderr
+
+if TYPE_CHECKING:
+    from batchrank.config import JobConfig
+
+Options = dict[str, Any]
+
+_CONFIG_OPTIONS = [
+    ("endpoint", "provider", click.STRING, "Whom to ask: local, dashscope, dashscope-native."),
+    ("endpoint", "model", click.STRING, "The model's name."),
+    ("endpoint", "base_url", click.STRING, "Where the endpoint is, instead of the provider's URL."),
+    ("endpoint", "instruct", click.STRING, "What the model is told to look for."),
+    ("output", "top_n", click.IntRange(0), "Keep only the best so many candidates (0: all)."),
+    ("rate", "requests_per_minute", click.FloatRange(0), "The account's limit (0: none)."),
+    ("rate", "tokens_per_minute", click.FloatRange(0), "The account's limit (0: none)."),
+    ("rate", "max_in_flight", click.IntRange(1), "Requests on their way at once."),
+    ("input", "query_column", click.STRING, "The column of query texts."),
+    ("input", "candidates_column", click.STRING, "The column of candidate lists."),
+    ("input", "id_column", click.STRING, "The column of query ids."),
+]
+
+
+def configured(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that `run` and `plan` share: those of the configuration, and what to read."""
+    for section, name, kind, text in reversed(_CONFIG_OPTIONS):
+        option = "--" + name.replace("_", "-")
+        command = click.option(
+            option, f"{section}__{name}", type=kind, help=text, metavar=_metavar(kind)
+        )(command)
+    for decorate in (
+        click.option("--keep", multiple=True, metavar="COLUMN", help="Keep a column. Repeatable."),
+        click.option("--limit", type=click.IntRange(1), metavar="ROWS", help="Only the first."),
+        click.option(
+            "--allow-insecure-http", is_flag=True, help="Send over http:// to another machine."
+        ),
+        click.option(
+            "--summary",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            help="The figures at the end: words on a terminal, or one line of JSON.",
+        ),
+        click.option(
+            "--log-format",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            help="What goes to standard error: plain lines, or an object a line.",
+        ),
+        click.option(
+            "--log-level",
+            type=click.Choice(["debug", "info", "warning"]),
+            default="warning",
+            show_default=True,
+            help="What standard error is told: debug names every request that is sent again.",
+        ),
+        click.option(
+            "-c", "--config", type=click.Path(path_type=Path), help="A TOML file; see README."
+        ),
+        click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
+    ):
+        command = decorate(command)
+    return command
+
+
+def _metavar(kind: object) -> str:
+    return "TEXT" if kind is click.STRING else "N"
+
+
+def load_options(options: Options) -> "JobConfig":
+    """The configuration that a command's options ask for, which are taken out of `options`."""
+    from batchrank.config import load
+
+    sections: dict[str, Options] = {}
+    for section, name, _, _ in _CONFIG_OPTIONS:
+        value = options.pop(f"{section}__{name}")
+        if value is not None:
+            sections.setdefault(section, {})[name] = value
+    log_to_stderr(options.pop("log_format"), options.pop("log_level"))
+    keep = options.pop("keep")
+    if keep:
+        sections.setdefault("input", {})["keep_columns"] = list(keep)
+    return load(options.pop("config"), sections, insecure_http=options.pop("allow_insecure_http"))
