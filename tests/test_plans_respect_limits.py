@@ -6,6 +6,7 @@ ceil(weight / max_tokens))`: L or L + 1 where no document weighs more than a req
 document more); at most 2 L + 1 whatever the sizes; L itself on nearly every row of realistic sizes.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil
 from random import Random
@@ -25,9 +26,16 @@ settings.load_profile("timeless")
 
 WORDS = ["panda", " ", "bear", "世界", "\u0301", "🐼", '"', "\n", "ab1", "\ufb2c", "of the "]
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=20).map("".join)
+
+
+def lengths(texts: Sequence[str]) -> list[int]:
+    """A token for each character."""
+    return list(map(len, texts))
+
+
 ROWS = st.builds(
     Row,
-    index=st.integers(0, 200),
+    index=st.integers(0, 700),
     query=TEXTS.filter(lambda text: text.strip()),
     texts=st.lists(st.none() | TEXTS, max_size=40),
 )
@@ -151,7 +159,7 @@ def sized(tokens: list[int], limits: RequestLimits, query_tokens: int = 1) -> Pl
     """A row whose documents have so many tokens, by a tokenizer that counts letters."""
     texts = [f"{number:07}".ljust(size, "x") for number, size in enumerate(tokens)]
     assert all(len(text) == size for text, size in zip(texts, tokens, strict=True))
-    return Planner(limits, exact=True, count=len).plan(Row(0, "q" * query_tokens, texts))
+    return Planner(limits, exact=True, counts=lengths).plan(Row(0, "q" * query_tokens, texts))
 
 
 def lower_bound(tokens: list[int], limits: RequestLimits, query_tokens: int = 1) -> int:
@@ -243,7 +251,7 @@ def test_a_query_over_the_cap_is_cut_and_told() -> None:
 
 
 def test_a_cut_text_in_two_places_is_told_twice() -> None:
-    planner = Planner(RequestLimits(max_tokens_per_document=5), exact=True, count=len)
+    planner = Planner(RequestLimits(max_tokens_per_document=5), exact=True, counts=lengths)
     assert planner.plan(Row(0, "q", ["a long text", "b", "a long text"])).truncated == 2
 
 
@@ -263,7 +271,7 @@ NOTES = [
 
 @pytest.mark.parametrize(("texts", "note"), NOTES)
 def test_what_is_not_sent_is_named(texts: list[str | None], note: str | None) -> None:
-    planner = Planner(RequestLimits(max_tokens_per_request=30), exact=True, count=len)
+    planner = Planner(RequestLimits(max_tokens_per_request=30), exact=True, counts=lengths)
     found = planner.plan(Row(0, "q", texts))
     assert found.note == note
     assert [list(plan.documents) for plan in found.plans] == [
@@ -285,7 +293,7 @@ NOTHING = [
 def test_a_row_with_nothing_to_send_says_why(
     query: str | None, texts: list[str | None], note: str
 ) -> None:
-    planner = Planner(RequestLimits(max_tokens_per_request=30), exact=True, count=len)
+    planner = Planner(RequestLimits(max_tokens_per_request=30), exact=True, counts=lengths)
     found = planner.plan(Row(4, query, texts))
     assert (list(found.plans), found.note) == ([], note)
     assert found.candidates == len(texts)
@@ -311,11 +319,11 @@ def test_a_quote_counts_its_backslash() -> None:
 def test_a_text_is_counted_only_where_bytes_leave_it_open() -> None:
     counted: list[str] = []
 
-    def counting(text: str) -> int:
-        counted.append(text)
-        return len(text.split())
+    def counting(texts: Sequence[str]) -> list[int]:
+        counted.extend(texts)
+        return [len(text.split()) for text in texts]
 
-    planner = Planner(RequestLimits(max_tokens_per_request=100), count=counting)
+    planner = Planner(RequestLimits(max_tokens_per_request=100), counts=counting)
     planner.plan(Row(1001, "q", ["short", "texts"]))
     assert counted == []
     (plan,) = planner.plan(Row(1001, "q", ["five words are here now " * 4, "and " * 4])).plans
