@@ -138,8 +138,11 @@ def _take(row: _OpenRow, slot: Slot, outcome: Scored | Failed) -> None:
         row.failed_requests += 1
         row.notes = [*row.notes, outcome.reason]
         return
-    for position, document in zip(slot.positions, slot.documents, strict=True):
-        row.scores[position] = outcome.relevance_scores[document]
+    if slot.documents == range(len(row.scores)) == slot.positions:  # one request, nothing left out
+        row.scores = outcome.relevance_scores
+    else:
+        for position, document in zip(slot.positions, slot.documents, strict=True):
+            row.scores[position] = outcome.relevance_scores[document]
     row.requests += outcome.requests
     if outcome.note:
         row.notes = [*row.notes, outcome.note]

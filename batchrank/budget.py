@@ -32,6 +32,11 @@ class Budget:
         self.reserved = 0
         self._leased = 0
 
+    @property
+    def capped(self) -> bool:
+        """Whether there is a cap at all."""
+        return self._cap != inf
+
     def reserve(self, tokens: int) -> bool:
         """Set tokens aside for a request; False, and nothing is, when the cap might be passed."""
         if self._spent + self.reserved + tokens > self._cap:
@@ -42,7 +47,7 @@ class Budget:
     def wanted_lease(self) -> int | None:
         """The bound to make durable before the next request is sent; None while there is room."""
         total = self._spent + self.reserved
-        if self._cap == inf or total <= self._leased:
+        if not self.capped or total <= self._leased:
             return None
         self._leased = total + int(self._cap / self.LEASES)
         return self._leased

@@ -87,7 +87,9 @@ def run(
     from batchrank.job import run as run_job
     from batchrank.progress import bar
     from batchrank.report import summary as words
+    from batchrank.source import spare_memory
 
+    spare_memory()
     request = Request(
         inputs=inputs,
         out=out,

@@ -18,6 +18,8 @@ from math import nan
 from random import Random
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from batchrank.budget import ceiling
 from batchrank.errors import BatchrankError
 from batchrank.records import Dropped, Failed, Outcome, RequestPlan, Scored, Spent, row_of
@@ -163,16 +165,25 @@ class Sender:
     async def settle(self, plan: RequestPlan) -> Outcome:
         """The plan's outcome, however many requests it takes."""
         tally = _Tally()
+        whole = _Part(range(len(plan.documents)))
+        try:
+            verdict, body_bytes = await self._ask(plan, whole.documents, tally)
+            if isinstance(verdict, Scores):
+                scores = array("d", verdict.relevance_scores)
+                return Scored(plan.plan_id, scores, 1, tally.spent(plan.estimate))
+            return await self._settle_in_parts(plan, whole, verdict, body_bytes, tally)
+        except Halted:
+            return Dropped(plan.plan_id, tally.spent())
+
+    async def _settle_in_parts(
+        self, plan: RequestPlan, part: "_Part", verdict: Verdict, body_bytes: int, tally: "_Tally"
+    ) -> Outcome:
+        """What a plan comes to that was not answered as a whole, from its first verdict on."""
         scores = array("d", [nan]) * len(plan.documents)
         notes: list[str] = []
         answers = 0
-        work = [_Part(range(len(plan.documents)))]
-        while work:
-            part = work.pop(0)
-            try:
-                verdict, body_bytes = await self._ask(plan, part.documents, tally)
-            except Halted:
-                return Dropped(plan.plan_id, tally.spent())
+        work: list[_Part] = []
+        while True:
             match verdict:
                 case Scores(relevance_scores=found):
                     answers += 1
@@ -191,11 +202,15 @@ class Sender:
                     notes.append(f"{_listed(names)}: {reason}")
                 case Stop(error=error):
                     self._halt.set(error, DRAIN_SECONDS)
-                    return Dropped(plan.plan_id, tally.spent())
+                    raise Halted
+            if not work:
+                break
+            part = work.pop(0)
+            verdict, body_bytes = await self._ask(plan, part.documents, tally)
         if not answers:
             return Failed(plan.plan_id, "; ".join(notes), tally.spent())
-        tally.estimate = plan.estimate
-        return Scored(plan.plan_id, scores, answers, tally.spent(), "; ".join(notes) or None)
+        spent = tally.spent(plan.estimate)
+        return Scored(plan.plan_id, scores, answers, spent, "; ".join(notes) or None)
 
     def _remember(self, part: "_Part") -> None:
         """What was too large as a whole and is not in halves was refused for its size in all, not
@@ -211,9 +226,12 @@ class Sender:
     ) -> tuple[Verdict, int]:
         """A request's verdict once it is not "again", and its size in bytes."""
         count = len(documents)
-        texts = [plan.documents[document] for document in documents]
+        whole = count == len(plan.documents)
+        texts = plan.documents if whole else [plan.documents[document] for document in documents]
         body = self._endpoint.encode(plan.query, texts)
-        if any(count >= known.documents and len(body) >= known.bytes for known in self._refused):
+        if self._refused and any(
+            count >= known.documents and len(body) >= known.bytes for known in self._refused
+        ):
             return Halve("a request of no greater size was refused", size=True), len(body)
         pauses = {flag: waits(self._random, throttled=flag) for flag in (False, True)}
         failures = alone = 0
@@ -254,11 +272,14 @@ class Sender:
         return verdict
 
 
-class _Tally:
+class _Tally(msgspec.Struct, gc=False):
     """What a plan has spent so far. `unknown`: sent, and no whole answer came, or not yet."""
 
-    def __init__(self) -> None:
-        self.requests = self.retries = self.unknown = self.at_risk = self.tokens = self.estimate = 0
+    requests: int = 0
+    retries: int = 0
+    unknown: int = 0
+    at_risk: int = 0
+    tokens: int = 0
 
     def sent(self, most: int) -> None:
         """A request is on its way that may be billed so many tokens."""
@@ -266,10 +287,9 @@ class _Tally:
         self.unknown += 1
         self.at_risk += most
 
-    def spent(self) -> Spent:
-        return Spent(
-            self.requests, self.retries, self.unknown, self.at_risk, self.tokens, self.estimate
-        )
+    def spent(self, estimate: int = 0) -> Spent:
+        """`estimate`: what the plan was likely to cost, if it was answered."""
+        return Spent(self.requests, self.retries, self.unknown, self.at_risk, self.tokens, estimate)
 
 
 class _Refused:

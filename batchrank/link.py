@@ -61,8 +61,9 @@ class Link:
     async def admit(self, tokens: int, documents: int) -> float:
         try:
             sent_at = await self._throttle.admit(tokens)
-            async with self._spending:
-                await self._reserve(ceiling(tokens, documents))
+            if self._budget.capped:
+                async with self._spending:
+                    await self._reserve(ceiling(tokens, documents))
         except BatchrankError as error:
             self._halt.set(error)
             raise asyncio.CancelledError from None
@@ -94,7 +95,8 @@ class Link:
             billed = None
         if billed is not None:
             self._throttle.settle(tokens, billed, sent_at)
-        self._budget.settle(ceiling(tokens, documents), billed)
+        if self._budget.capped:
+            self._budget.settle(ceiling(tokens, documents), billed)
         if not isinstance(verdict, Again):
             self._throttle.succeeded()
             return

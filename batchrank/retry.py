@@ -264,6 +264,11 @@ class Health:
             self._probe_at = now + self.PROBE_SECONDS
 
     @property
+    def is_well(self) -> bool:
+        """The breaker is closed, and the last request to be heard of was answered."""
+        return self._failing_since is None
+
+    @property
     def speaks_otherwise(self) -> bool:
         """Nothing but answers that break the contract has come: it is no rerank API."""
         return not self.successes and self._broken >= self.BROKEN_AT_FIRST

