@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchrank import __version__
-from batchrank.errors import BatchrankError, ExitCode
+from batchrank.errors import BatchrankError, ExitCode, StorageFailed
 from batchrank.logs import log, log_to_stderr
 from batchrank.options import configured, load_options
 
@@ -189,6 +189,46 @@ def evaluate(out: Path, qrels: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    required=True,
+    type=click.Choice(["trec", "pairs", "jsonl"]),
+    help="trec: a run of six columns; pairs: a line per candidate; jsonl: a line per row.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    type=click.Path(path_type=Path),
+    help="Where to, whole or not at all; pairs as Parquet if it ends so.  [default: stdout]",
+)
+def export(out: Path, form: str, file: Path | None) -> None:
+    """Write the scores in a form that other tools read: TREC, pairs (TSV or Parquet), JSON lines.
+
+    \b
+    Example:
+      batchrank export scores --format trec -o scores.run
+    """
+    from batchrank.export import export
+
+    try:
+        exported = export(out, form, sys.stdout.buffer, file=file)
+    except (BrokenPipeError, StorageFailed) as error:
+        if file is None:  # else Python tries to write the rest at its end, and makes the code 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, StorageFailed):
+            raise
+        return  # whoever reads has seen enough
+    if not exported.finished:
+        _warn(
+            f"{out}: is not finished; the {exported.rows:,} rows of its {len(exported.parts):,} "
+            "parts so far are exported. See `batchrank status`."
+        )
+
+
+@cli.command()
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -295,6 +335,12 @@ def _show(figures: Any, words: Callable[[Any], str], *, as_json: bool) -> None:
     import msgspec
 
     click.echo(msgspec.json.encode(figures).decode() if as_json else words(figures))
+
+
+def _warn(message: str) -> None:
+    if not log.handlers:
+        log_to_stderr("text", "warning")
+    log.warning(message)
 
 
 def _end(message: str, code: int) -> None:

@@ -18,8 +18,8 @@ CLOCKS_AND_IO = {
 DOORS = {
     "aiohttp": {"transport", "server.api", "server.app", "server.breakage"},
     "aiolimiter": {"throttle"},
-    "pyarrow": {"source", "sink", "inspection", "export"},
-    "polars": {"evaluation", "report"},
+    "pyarrow": {"source", "sink", "inspection", "output", "export"},
+    "polars": {"evaluation", "export"},
     "sqlite3": {"checkpoint"},
     "click": {"cli", "options"},
     "rich": {"progress"},
