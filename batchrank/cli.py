@@ -171,21 +171,43 @@ def verify(out: Path) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--qrels",
-    required=True,
     type=click.Path(path_type=Path),
-    help="Judgments: Parquet with query_id, doc_id, relevance.",
+    help="Judgments: Parquet with query_id, doc_id, relevance, or TREC's four columns.",
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="OUT2",
+    help="Another output to set beside, by a paired test.",
+)
+@click.option(
+    "--k",
+    "ks",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Cut the measures here. Repeatable.  [default: 10; recall 10 and 100]",
 )
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
-def evaluate(out: Path, qrels: Path, as_json: bool) -> None:
-    """Judge the scores by qrels: nDCG@10, MRR@10 and recall, beside the input order.
+def evaluate(
+    out: Path, qrels: Path | None, against: Path | None, ks: tuple[int, ...], as_json: bool
+) -> None:
+    """Judge the scores by qrels: nDCG, MRR and recall, beside the input order.
+
+    Without --qrels, say how far the ranks moved and how many ties there are.
 
     \b
     Example:
-      batchrank evaluate scores --qrels qrels.parquet
+      batchrank evaluate scores --qrels qrels.parquet --against scores-of-another-model
     """
-    from batchrank.evaluation import evaluate, words
+    from batchrank import evaluation, movement
 
-    _show(evaluate(out, qrels), words, as_json=as_json)
+    if qrels is None:
+        if against is not None or ks:
+            raise click.UsageError("--against and --k need --qrels.")
+        _show(evaluation.moved(out), movement.words, as_json=as_json)
+        return
+    judged = evaluation.evaluate(out, qrels, against=against, ks=ks)
+    _show(judged, evaluation.words, as_json=as_json)
 
 
 @cli.command()

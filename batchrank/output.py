@@ -8,8 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from batchrank.claim import RECEIPT
 from batchrank.errors import OutputUnusable
@@ -65,9 +68,25 @@ def opened(out: Path) -> Output:
 def long(batch: pa.RecordBatch, identity: str) -> pa.Table:
     """A line per candidate: query_id, doc_id, index, rank, relevance_score."""
     results = batch.column("results")
-    row_of = pa.compute.list_parent_indices(results)
+    row_of = pc.list_parent_indices(results)
     columns = [batch.column(identity).take(row_of), *results.flatten().flatten()]
     return pa.table(columns, names=["query_id", *(field.name for field in RESULT)])
+
+
+def scored(
+    batch: pa.RecordBatch,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """How many candidates of each row have a score; of these, best first, places in the input and
+    scores.
+    """
+    results = batch.column("results")
+    flat = results.flatten()
+    known = flat.field("rank").is_valid().to_numpy(zero_copy_only=False)
+    before = np.concatenate(([0], np.cumsum(known)))
+    offsets = results.offsets.to_numpy() - results.offsets[0].as_py()
+    index = flat.field("index").to_numpy(zero_copy_only=False)[known].astype(np.int64)
+    scores = flat.field("relevance_score").to_numpy(zero_copy_only=False)[known]
+    return np.diff(before[offsets]), index, scores
 
 
 def _footer(path: Path) -> pq.FileMetaData:
