@@ -213,6 +213,27 @@ def evaluate(
 @cli.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
+    "-o", "--output", "file", type=click.Path(path_type=Path), help="[default: OUT/report.html]"
+)
+def report(out: Path, file: Path | None) -> None:
+    """Write a run's rate, latency, scores, failures and cost into one HTML file, and say where.
+
+    \b
+    Example:
+      batchrank report scores -o report.html
+    """
+    from batchrank.claim import PAGE
+    from batchrank.page import page
+    from batchrank.sink import write_whole
+
+    path = file or out / PAGE
+    write_whole(path, page(out).encode(), path.parent)
+    click.echo(path)
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
     "--format",
     "form",
     required=True,
@@ -244,9 +265,10 @@ def export(out: Path, form: str, file: Path | None) -> None:
             raise
         return  # whoever reads has seen enough
     if not exported.finished:
-        _warn(
-            f"{out}: is not finished; the {exported.rows:,} rows of its {len(exported.parts):,} "
-            "parts so far are exported. See `batchrank status`."
+        click.echo(
+            f"batchrank: {out}: is not finished; the {exported.rows:,} rows of its "
+            f"{len(exported.parts):,} parts so far are exported. See `batchrank status`.",
+            err=True,
         )
 
 
@@ -357,12 +379,6 @@ def _show(figures: Any, words: Callable[[Any], str], *, as_json: bool) -> None:
     import msgspec
 
     click.echo(msgspec.json.encode(figures).decode() if as_json else words(figures))
-
-
-def _warn(message: str) -> None:
-    if not log.handlers:
-        log_to_stderr("text", "warning")
-    log.warning(message)
 
 
 def _end(message: str, code: int) -> None:

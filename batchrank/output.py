@@ -108,3 +108,21 @@ def _check_complete(out: Path, names: set[str]) -> None:
     for part in receipt.parts:
         if part.name not in names:
             raise OutputUnusable(f"{out}: {part.name} is missing; see `batchrank verify`.")
+
+
+def score_range(output: Output) -> tuple[float, float]:
+    """Bounds of all scores, from the footers: 0 to 1 where they fit between."""
+    lows, highs = [0.0], [1.0]
+    for path in output.parts:
+        footer = pq.read_metadata(path)
+        for group in range(footer.num_row_groups):
+            for place in range(footer.num_columns):
+                column = footer.row_group(group).column(place)
+                if not column.path_in_schema.startswith("results."):
+                    continue
+                if column.path_in_schema.endswith(".relevance_score"):
+                    found = column.statistics
+                    if found is not None and found.has_min_max:
+                        lows.append(found.min)
+                        highs.append(found.max)
+    return min(lows), max(highs)

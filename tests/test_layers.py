@@ -18,7 +18,7 @@ CLOCKS_AND_IO = {
 DOORS = {
     "aiohttp": {"transport", "server.api", "server.app", "server.breakage"},
     "aiolimiter": {"throttle"},
-    "pyarrow": {"source", "sink", "inspection", "output", "export"},
+    "pyarrow": {"source", "sink", "inspection", "output", "export", "findings"},
     "polars": {"evaluation", "qrels", "export"},
     "scipy": {"evaluation"},
     "sqlite3": {"checkpoint"},

@@ -97,8 +97,11 @@ def test_a_run_begun_again_does_not_show_what_an_earlier_one_ended_with(
     killed(process)
     assert (running["state"], running["receipt"]) == ("running", None)
     after = told(out)
-    assert after["state"] == "stopped"
-    assert after["progress"]["rows_done"] >= 0
+    assert (after["state"], after["receipt"]) == ("stopped", None)
+    assert after["progress"]["rows_done"] > 0
+    words = inside("status", out).stdout
+    assert "time left" not in words and "/s" not in words
+    assert "killed before it could say why; the same command goes on from here." in words
 
 
 def test_a_looking_process_disturbs_nothing(server: Server, source: Path, tmp_path: Path) -> None:
