@@ -62,8 +62,15 @@ def cli() -> None:
     "--retry-failed", is_flag=True, help="Ask again for rows that failed, and for no others."
 )
 @click.option("--restart", is_flag=True, help="Throw away what OUT holds of an earlier run.")
+@click.option(
+    "--metrics-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep figures here in Prometheus' text format, whole at any moment.",
+)
 def run(
     out: Path,
+    metrics_file: Path | None,
     max_cost: float | None,
     max_failed_rows: int,
     restart: bool,
@@ -80,27 +87,37 @@ def run(
       batchrank run rows/*.parquet -o scores --provider dashscope --max-cost 20
     A finished OUT is left alone: nothing is sent, the exit code is 0.
     """
-    config = load_options(options)
     import msgspec
 
-    from batchrank.job import Request
-    from batchrank.job import run as run_job
+    from batchrank.metrics import measured
     from batchrank.progress import bar
+    from batchrank.report import Progress
     from batchrank.report import summary as words
-    from batchrank.source import spare_memory
 
-    spare_memory()
-    request = Request(
-        inputs=inputs,
-        out=out,
-        restart=restart,
-        retry_failed=retry_failed,
-        limit_rows=limit or 0,
-        max_cost_usd=max_cost,
-        max_failed_rows=max_failed_rows,
-    )
-    with bar() as watch:
-        receipt = run_job(config, request, watch)
+    with measured(metrics_file, out) as metrics:
+        config = load_options(options)
+        from batchrank.job import Request
+        from batchrank.job import run as run_job
+        from batchrank.source import spare_memory
+
+        spare_memory()
+        request = Request(
+            inputs=inputs,
+            out=out,
+            restart=restart,
+            retry_failed=retry_failed,
+            limit_rows=limit or 0,
+            max_cost_usd=max_cost,
+            max_failed_rows=max_failed_rows,
+        )
+        with bar() as draw:
+
+            def watch(progress: Progress) -> None:
+                draw(progress)
+                metrics.progress(progress)
+
+            receipt = run_job(config, request, watch)
+        metrics.receipt(receipt)
     if summary == "json":
         shown = msgspec.to_builtins(receipt)
         del shown["parts"], shown["input"]
@@ -222,13 +239,9 @@ def report(out: Path, file: Path | None) -> None:
     Example:
       batchrank report scores -o report.html
     """
-    from batchrank.claim import PAGE
-    from batchrank.page import page
-    from batchrank.sink import write_whole
+    from batchrank.page import write_page
 
-    path = file or out / PAGE
-    write_whole(path, page(out).encode(), path.parent)
-    click.echo(path)
+    click.echo(write_page(out, file))
 
 
 @cli.command()

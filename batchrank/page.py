@@ -7,13 +7,22 @@ from html import escape
 from pathlib import Path
 
 from batchrank import sections
+from batchrank.claim import PAGE
 from batchrank.errors import OutputUnusable
 from batchrank.findings import findings
 from batchrank.inspection import Status, status
 from batchrank.report import clock, money
 from batchrank.sections import Totals
 from batchrank.series import Kept, read_series
+from batchrank.sink import write_whole
 from batchrank.source import STATE
+
+
+def write_page(out: Path, file: Path | None = None) -> Path:
+    """Write the report on an output to a file, report.html in its folder unless told; which."""
+    path = file or out / PAGE
+    write_whole(path, page(out).encode(), path.parent)
+    return path
 
 
 def page(out: Path) -> str:

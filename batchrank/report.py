@@ -83,9 +83,11 @@ def write_live(state: Path, progress: Progress) -> None:
         write_unsynced(state / LIVE, msgspec.json.encode(progress))
 
 
-def write_unsynced(path: Path, content: bytes, mode: int = 0o600) -> None:
+def write_unsynced(
+    path: Path, content: bytes, *, mode: int = 0o600, draft: Path | None = None
+) -> None:
     """Put a file of figures at `path`, whole at any moment. Not synced: figures age fast."""
-    draft = path.with_name(path.name + ".part")
+    draft = draft or path.with_name(path.name + ".part")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with open(descriptor, "wb") as file:
         file.write(content)

@@ -110,7 +110,9 @@ def test_only_the_composition_point_knows_the_shell() -> None:
     """`link` is a piece of `job`; `claim` holds the output for a run, the others look on."""
     knowing = {name for name, ours in OURS.items() if len(ours & SHELL) > 1}
     assert (
-        {"job"} <= knowing <= {"job", "link", "feed", "claim", "forecast", "inspection", "report"}
+        {"job"}
+        <= knowing
+        <= {"job", "link", "feed", "claim", "forecast", "inspection", "report", "page"}
     )
 
 
