@@ -48,8 +48,11 @@ def status_words(status: Status) -> str:
     if status.receipt is not None:
         receipt = status.receipt
         done = receipt.rows - receipt.rows_open
+        kept = status.progress.rows_done - done if status.progress is not None else 0
+        more = f", {kept:,} more answered and kept" if receipt.rows_open and kept > 0 else ""
+        failed = f", {receipt.rows_failed:,} failed"
         lines += [
-            ("rows", f"{done:,} of {receipt.rows:,} published, {receipt.rows_failed:,} failed"),
+            ("rows", f"{done:,} of {receipt.rows:,} published{more}{failed}"),
             ("requests", f"{receipt.requests:,}, {receipt.retries:,} sent again"),
             ("tokens", f"{receipt.tokens_billed:,} billed"),
             ("cost", money(receipt.cost_usd, receipt.cost_is_real)),
