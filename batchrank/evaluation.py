@@ -80,11 +80,11 @@ def evaluate(
     """
     qrels = read_qrels(qrels_path)
     judged = {query for query, grades in qrels.items() if max(grades.values()) > 0}
-    queries = _queries(out)
-    others = queries if against is None else _queries(against)
-    chosen = sorted(queries & judged & others)
+    rows, known = _queries(out, qrels)
+    others = known if against is None else _queries(against, qrels)[1]
+    chosen = sorted(known & judged & others)
     if not chosen:
-        raise InputBad(_no_query_fits(qrels_path, qrels, judged, out, queries, against))
+        raise InputBad(_no_query_fits(qrels_path, qrels, judged, out, known, against))
     results = _candidates(out, chosen)
     before = _measured(qrels, _run(results, "index"), chosen, ks)
     after = _measured(qrels, _run(results, "place"), chosen, ks)
@@ -95,12 +95,12 @@ def evaluate(
             output=str(against),
             means=_means(other),
             gains=_gains(after, other),
-            queries_in_one_only=len((queries ^ others) & judged),
+            queries_in_one_only=len((known ^ others) & judged),
         )
     return Evaluation(
         queries=len(chosen),
-        queries_not_judged=len(queries - judged),
-        judged_queries_not_in_output=len(judged - queries),
+        queries_not_judged=rows - len(known & judged),
+        judged_queries_not_in_output=len(judged - known),
         before=_means(before),
         after=_means(after),
         intervals={name: _interval(values) for name, values in after.items()},
@@ -156,12 +156,16 @@ def _span(interval: tuple[float, float] | None, sign: str) -> str:
     return "" if interval is None else f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
 
 
-def _queries(out: Path) -> set[str]:
-    """The ids of an output's rows. Raises `OutputUnusable` where it has none."""
+def _queries(out: Path, qrels: Qrels) -> tuple[int, set[str]]:
+    """How many queries an output has, and those that the qrels know. Raises `OutputUnusable` where
+    it has no ids.
+    """
     output = opened(out)
     if output.identity == ROW_COLUMN:
         raise OutputUnusable(f"{out}: has no query ids, so no judgments fit it.")
-    return set(_ids(output).collect().to_series())
+    ids = _ids(output)
+    known = ids.filter(pl.col("query_id").is_in(list(qrels))).unique().collect()
+    return ids.select(pl.col("query_id").n_unique()).collect().item(), set(known.to_series())
 
 
 def _ids(output: Output) -> pl.LazyFrame:
@@ -170,22 +174,23 @@ def _ids(output: Output) -> pl.LazyFrame:
 
 
 def _no_query_fits(
-    path: Path, qrels: Qrels, judged: set[str], out: Path, queries: set[str], against: Path | None
+    path: Path, qrels: Qrels, judged: set[str], out: Path, known: set[str], against: Path | None
 ) -> str:
     """What to say when nothing can be judged: nobody sees at once that "7" is not "q7"."""
-    if not qrels.keys() & queries:
-        kind = opened(out).schema.field(0)
+    if not known:
+        output = opened(out)
+        kind, some = output.schema.field(0), _ids(output).drop_nulls().head(2).collect()
         return (
             f"{path}: judges no query of {out}. Its query_id are like {_like(qrels)}; those of "
-            f"{out} (column {kind.name!r}, {kind.type}) like {_like(queries)}."
+            f"{out} (column {kind.name!r}, {kind.type}) like {_like(some.to_series())}."
         )
-    if not queries & judged:
+    if not known & judged:
         return f"{path}: has no judgment above 0 for a query of {out}."
     return f"{path}: judges no query that is in both {out} and {against}."
 
 
-def _like(ids: Iterable[str | None]) -> str:
-    return ", ".join(repr(one) for one in islice(sorted(one for one in ids if one is not None), 2))
+def _like(ids: Iterable[str]) -> str:
+    return ", ".join(repr(one) for one in islice(ids, 2))
 
 
 def _candidates(out: Path, queries: Sequence[str]) -> pl.DataFrame:

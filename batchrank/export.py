@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchrank.errors import InputBad, OutputUnusable, StorageFailed
-from batchrank.output import Output, long, opened
+from batchrank.errors import InputBad, StorageFailed
+from batchrank.output import Output, check_place, long, opened
 from batchrank.sink import sync_folder
 
 TAG = "batchrank"
@@ -33,6 +33,8 @@ def export(out: Path, form: str, stream: IO[bytes], *, file: Path | None = None)
     cannot hold, `StorageFailed`, and `BrokenPipeError` once nobody reads the stream any more.
     """
     output = opened(out)
+    if file is not None:
+        check_place(file, out)
     if form == "jsonl":
         _check_types(output.schema, out)
     if file is None:
@@ -40,8 +42,6 @@ def export(out: Path, form: str, stream: IO[bytes], *, file: Path | None = None)
             _write(output, form, stream)
             stream.flush()
     elif form == "pairs" and file.suffix == ".parquet":
-        if file.resolve().parent == out.resolve():
-            raise OutputUnusable(f"{file}: would be taken for a part of {out}; choose another.")
         with _whole(file) as whole:
             _write_parquet(output, whole)
     else:

@@ -65,6 +65,13 @@ def opened(out: Path) -> Output:
     )
 
 
+def check_place(file: Path, out: Path) -> None:
+    """Raises `OutputUnusable` for a file that would stand among the parts, or replace the run's."""
+    taken = file.suffix == ".parquet" or file.name in (RECEIPT, SUCCESS)
+    if taken and file.resolve().parent == out.resolve():
+        raise OutputUnusable(f"{file}: would be taken for a file of the run; choose another name.")
+
+
 def long(batch: pa.RecordBatch, identity: str) -> pa.Table:
     """A line per candidate: query_id, doc_id, index, rank, relevance_score."""
     results = batch.column("results")

@@ -11,6 +11,7 @@ from batchrank.claim import PAGE
 from batchrank.errors import OutputUnusable
 from batchrank.findings import findings
 from batchrank.inspection import Status, status
+from batchrank.output import check_place
 from batchrank.report import clock, money
 from batchrank.sections import Totals
 from batchrank.series import Kept, read_series
@@ -21,6 +22,7 @@ from batchrank.source import STATE
 def write_page(out: Path, file: Path | None = None) -> Path:
     """Write the report on an output to a file, report.html in its folder unless told; which."""
     path = file or out / PAGE
+    check_place(path, out)
     write_whole(path, page(out).encode(), path.parent)
     return path
 

@@ -4,6 +4,7 @@ Every figure that is drawn is also written. What a run did not keep is said to b
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import accumulate
 
 import msgspec
@@ -37,6 +38,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def rate(points: Sequence[Point]) -> str:
+    """Requests sent a second beside the limit, over the time at work."""
     seconds = sum(point.seconds for point in points)
     if not seconds:
         return f"<p>{_NO_SERIES}</p>"
@@ -82,51 +84,37 @@ def _per_second(point: Point) -> float:
 
 
 def latency(points: Sequence[Point]) -> str:
+    """Seconds from permission to answer: percentiles over the time at work, and of all."""
     if not any(point.answered for point in points):
         return f"<p>{_NO_SERIES}</p>"
-    coarse = _coarse([point for point in points if point.answered])
-    whole = coarse[0]
-    for point in coarse[1:]:
-        whole = joined(whole, point)
-    middles, end = [], 0.0
-    for point in coarse:
-        middles.append(end + point.seconds / 2)
-        end += point.seconds
+    coarse = _coarse(points)
+    ends = list(accumulate(point.seconds for point in coarse))
+    timed = [
+        (end - point.seconds / 2, point.latency)
+        for end, point in zip(ends, coarse, strict=True)
+        if point.answered
+    ]
     named = [
-        (
-            label,
-            style,
-            [
-                (x, percentile(point.latency, share) or 0.0)
-                for x, point in zip(middles, coarse, strict=True)
-            ],
-        )
+        (label, style, [(middle, percentile(found, share) or 0.0) for middle, found in timed])
         for label, style, share in (("median", "one", 0.5), ("95 %", "two", 0.95))
     ]
-    chart = lines("Seconds to an answer", named, unit=" s", right=end, ends=("0", clock(end)))
-    rows = [(f"{share:.0%}", _seconds(percentile(whole.latency, share))) for share in _PERCENTILES]
-    return (
-        chart
-        + table(
-            [*rows, ("slowest", _seconds(percentile(whole.latency, 1.0)))], ("of answers", "within")
-        )
-        + ('<p class="under">From permission to send to the answer; known to a tenth.</p>')
-    )
+    right = ends[-1]
+    chart = lines("Seconds to an answer", named, unit=" s", right=right, ends=("0", clock(right)))
+    whole = reduce(joined, coarse).latency
+    rows = [(f"{share:.0%}", _seconds(percentile(whole, share))) for share in _PERCENTILES]
+    rows.append(("slowest", _seconds(percentile(whole, 1.0))))
+    note = '<p class="under">From permission to send to the answer; known to a tenth.</p>'
+    return chart + table(rows, ("of answers", "within")) + note
 
 
 def _coarse(points: Sequence[Point]) -> list[Point]:
     """At most so many points that each has answers enough for a percentile."""
     size = -(-len(points) // _LATENCY_POINTS)
-    coarse = []
-    for start in range(0, len(points), size):
-        one = points[start]
-        for point in points[start + 1 : start + size]:
-            one = joined(one, point)
-        coarse.append(one)
-    return coarse
+    return [reduce(joined, points[at : at + size]) for at in range(0, len(points), size)]
 
 
 def spending(totals: Totals) -> str:
+    """Tokens estimated and billed, and what they cost."""
     rows = []
     if totals.tokens_estimated is not None:
         difference = totals.tokens_billed - totals.tokens_estimated
@@ -148,6 +136,7 @@ def spending(totals: Totals) -> str:
 
 
 def scores(found: Findings | None) -> str:
+    """How scores are distributed, how many are equal, how far ranks moved."""
     if found is None or not found.movement.rows:
         return "<p>No row with scores is published yet.</p>"
     ends = (f"{found.low:.3g}", f"{found.high:.3g}")
@@ -185,6 +174,7 @@ def scores(found: Findings | None) -> str:
 
 
 def failures(totals: Totals, found: Findings | None, kept: Kept) -> str:
+    """Rows by status, and why some lack scores; requests that got none, and why."""
     rows = [
         (name, f"{count:,} rows")
         for name, count in sorted((found.statuses if found else {}).items())
@@ -207,6 +197,7 @@ def failures(totals: Totals, found: Findings | None, kept: Kept) -> str:
 
 
 def configuration(state: Status) -> str:
+    """What the run was told, and what it read."""
     if state.receipt is None:
         return "<p>The run has no receipt yet.</p>"
     receipt = state.receipt
@@ -224,4 +215,6 @@ def configuration(state: Status) -> str:
 
 
 def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g} s"
+    if value is None:
+        return ""
+    return f"{value:.1f} s" if value >= 1 else f"{value * 1000:.0f} ms"

@@ -294,10 +294,16 @@ def test_a_device_is_written_to_and_stays_one(out: Path) -> None:
     assert Path("/dev/null").is_char_device()
 
 
-def test_pairs_among_the_parts_would_be_taken_for_one(out: Path) -> None:
-    done = inside("export", out, "--format", "pairs", "-o", out / "pairs.parquet")
-    assert done.returncode == 73
-    assert "would be taken for a part" in done.stderr
+@pytest.mark.parametrize("name", ["pairs.parquet", "part-00000.parquet", "run.json", "_SUCCESS"])
+def test_a_name_that_is_the_runs_own_is_refused(out: Path, name: str) -> None:
+    before = {path: path.read_bytes() for path in out.glob("*.*")}
+    for command in (["export", out, "--format", "pairs"], ["report", out]):
+        done = inside(*command, "-o", out / name)
+        assert done.returncode == 73
+        assert done.stderr == (
+            f"batchrank: {out / name}: would be taken for a file of the run; choose another name.\n"
+        )
+    assert {path: path.read_bytes() for path in out.glob("*.*")} == before
 
 
 @pytest.mark.parametrize("form", FORMS)
