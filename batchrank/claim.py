@@ -17,6 +17,7 @@ from batchrank.sink import SUCCESS, sync_folder
 from batchrank.source import STATE, FileIdentity
 
 RECEIPT = "run.json"
+PAGE = "report.html"
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
@@ -91,7 +92,7 @@ _DISK = {5, 28, 122}
 def _clear(out: Path, state: Path) -> None:
     """Take back a run: first its claim to be finished, then its parts, then what it remembers."""
     (out / SUCCESS).unlink(missing_ok=True)
-    for path in [*out.glob("part-*.parquet"), out / RECEIPT]:
+    for path in [*out.glob("part-*.parquet"), out / RECEIPT, out / PAGE]:
         path.unlink(missing_ok=True)
     sync_folder(out)
     for path in state.iterdir():

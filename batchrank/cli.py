@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchrank import __version__
-from batchrank.errors import BatchrankError, ExitCode
+from batchrank.errors import BatchrankError, ExitCode, StorageFailed
 from batchrank.logs import log, log_to_stderr
 from batchrank.options import configured, load_options
 
@@ -62,8 +62,15 @@ def cli() -> None:
     "--retry-failed", is_flag=True, help="Ask again for rows that failed, and for no others."
 )
 @click.option("--restart", is_flag=True, help="Throw away what OUT holds of an earlier run.")
+@click.option(
+    "--metrics-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep figures here in Prometheus' text format, whole at any moment.",
+)
 def run(
     out: Path,
+    metrics_file: Path | None,
     max_cost: float | None,
     max_failed_rows: int,
     restart: bool,
@@ -80,27 +87,37 @@ def run(
       batchrank run rows/*.parquet -o scores --provider dashscope --max-cost 20
     A finished OUT is left alone: nothing is sent, the exit code is 0.
     """
-    config = load_options(options)
     import msgspec
 
-    from batchrank.job import Request
-    from batchrank.job import run as run_job
+    from batchrank.metrics import measured
     from batchrank.progress import bar
+    from batchrank.report import Progress
     from batchrank.report import summary as words
-    from batchrank.source import spare_memory
 
-    spare_memory()
-    request = Request(
-        inputs=inputs,
-        out=out,
-        restart=restart,
-        retry_failed=retry_failed,
-        limit_rows=limit or 0,
-        max_cost_usd=max_cost,
-        max_failed_rows=max_failed_rows,
-    )
-    with bar() as watch:
-        receipt = run_job(config, request, watch)
+    with measured(metrics_file, out) as metrics:
+        config = load_options(options)
+        from batchrank.job import Request
+        from batchrank.job import run as run_job
+        from batchrank.source import spare_memory
+
+        spare_memory()
+        request = Request(
+            inputs=inputs,
+            out=out,
+            restart=restart,
+            retry_failed=retry_failed,
+            limit_rows=limit or 0,
+            max_cost_usd=max_cost,
+            max_failed_rows=max_failed_rows,
+        )
+        with bar() as draw:
+
+            def watch(progress: Progress) -> None:
+                draw(progress)
+                metrics.progress(progress)
+
+            receipt = run_job(config, request, watch)
+        metrics.receipt(receipt)
     if summary == "json":
         shown = msgspec.to_builtins(receipt)
         del shown["parts"], shown["input"]
@@ -171,21 +188,101 @@ def verify(out: Path) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--qrels",
-    required=True,
     type=click.Path(path_type=Path),
-    help="Judgments: Parquet with query_id, doc_id, relevance.",
+    help="Judgments: Parquet with query_id, doc_id, relevance, or TREC's four columns.",
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="OUT2",
+    help="Another output to set beside, by a paired test.",
+)
+@click.option(
+    "--k",
+    "ks",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Cut the measures here. Repeatable.  [default: 10; recall 10 and 100]",
 )
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
-def evaluate(out: Path, qrels: Path, as_json: bool) -> None:
-    """Judge the scores by qrels: nDCG@10, MRR@10 and recall, beside the input order.
+def evaluate(
+    out: Path, qrels: Path | None, against: Path | None, ks: tuple[int, ...], as_json: bool
+) -> None:
+    """Judge the scores by qrels: nDCG, MRR and recall, beside the input order.
+
+    Without --qrels, say how far the ranks moved and how many ties there are.
 
     \b
     Example:
-      batchrank evaluate scores --qrels qrels.parquet
+      batchrank evaluate scores --qrels qrels.parquet --against scores-of-another-model
     """
-    from batchrank.evaluation import evaluate, words
+    from batchrank import evaluation, movement
 
-    _show(evaluate(out, qrels), words, as_json=as_json)
+    if qrels is None:
+        if against is not None or ks:
+            raise click.UsageError("--against and --k need --qrels.")
+        _show(evaluation.moved(out), movement.words, as_json=as_json)
+        return
+    judged = evaluation.evaluate(out, qrels, against=against, ks=ks)
+    _show(judged, evaluation.words, as_json=as_json)
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "file", type=click.Path(path_type=Path), help="[default: OUT/report.html]"
+)
+def report(out: Path, file: Path | None) -> None:
+    """Write a run's rate, latency, scores, failures and cost into one HTML file, and say where.
+
+    \b
+    Example:
+      batchrank report scores -o report.html
+    """
+    from batchrank.page import write_page
+
+    click.echo(write_page(out, file))
+
+
+@cli.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    required=True,
+    type=click.Choice(["trec", "pairs", "jsonl"]),
+    help="trec: a run of six columns; pairs: a line per candidate; jsonl: a line per row.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    type=click.Path(path_type=Path),
+    help="Where to, whole or not at all; pairs as Parquet if it ends so.  [default: stdout]",
+)
+def export(out: Path, form: str, file: Path | None) -> None:
+    """Write the scores in a form that other tools read: TREC, pairs (TSV or Parquet), JSON lines.
+
+    \b
+    Example:
+      batchrank export scores --format trec -o scores.run
+    """
+    from batchrank.export import export
+
+    try:
+        exported = export(out, form, sys.stdout.buffer, file=file)
+    except (BrokenPipeError, StorageFailed) as error:
+        if file is None:  # else Python tries to write the rest at its end, and makes the code 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, StorageFailed):
+            raise
+        return  # whoever reads has seen enough
+    if not exported.finished:
+        click.echo(
+            f"batchrank: {out}: is not finished; the {exported.rows:,} rows of its "
+            f"{len(exported.parts):,} parts so far are exported. See `batchrank status`.",
+            err=True,
+        )
 
 
 @cli.command()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from batchrank.claim import RECEIPT
 from batchrank.errors import InputBad, OutputUnusable
-from batchrank.report import Progress, Receipt, clock, money, read_live
+from batchrank.report import LIVE, Progress, Receipt, clock, money, read_live
 from batchrank.sink import SUCCESS, PartRecord, read_record
 from batchrank.source import STATE
 
@@ -30,11 +30,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 def status(out: Path) -> Status:
     """How far a run is. Raises `OutputUnusable` where there is none."""
     state = out / STATE
-    if not state.is_dir():
+    if not state.is_dir() and not (out / RECEIPT).exists():
         raise OutputUnusable(f"{out}: is not the output of `batchrank run`.")
     running = _is_held(state / "lock")
-    receipt = None if running else _receipt(out)
     finished = (out / SUCCESS).exists() and not running
+    receipt = None if running or (not finished and _is_older(out)) else _receipt(out)
     return Status(
         state="running" if running else "finished" if finished else "stopped",
         progress=read_live(state),
@@ -48,8 +48,11 @@ def status_words(status: Status) -> str:
     if status.receipt is not None:
         receipt = status.receipt
         done = receipt.rows - receipt.rows_open
+        kept = status.progress.rows_done - done if status.progress is not None else 0
+        more = f", {kept:,} more answered and kept" if receipt.rows_open and kept > 0 else ""
+        failed = f", {receipt.rows_failed:,} failed"
         lines += [
-            ("rows", f"{done:,} of {receipt.rows:,} published, {receipt.rows_failed:,} failed"),
+            ("rows", f"{done:,} of {receipt.rows:,} published{more}{failed}"),
             ("requests", f"{receipt.requests:,}, {receipt.retries:,} sent again"),
             ("tokens", f"{receipt.tokens_billed:,} billed"),
             ("cost", money(receipt.cost_usd, receipt.cost_is_real)),
@@ -58,13 +61,23 @@ def status_words(status: Status) -> str:
             lines.append(("message", receipt.message))
     elif status.progress is not None:
         progress = status.progress
+        running = status.state == "running"
+        rate = f", {progress.requests_per_second:,.1f}/s" if running else ""
         left = "unknown" if progress.seconds_left is None else clock(progress.seconds_left)
+        share = f" ({progress.rows_done / progress.rows:.1%})" if progress.rows else ""
         lines += [
-            ("rows", f"{progress.rows_done:,} of {progress.rows:,}"),
-            ("requests", f"{progress.requests:,}, {progress.requests_per_second:,.1f}/s"),
+            ("rows", f"{progress.rows_done:,} of {progress.rows:,}{share}"),
+            ("requests", f"{progress.requests:,}{rate}"),
             ("tokens", f"{progress.tokens:,} billed"),
             ("cost", money(progress.cost_usd, progress.cost_is_real)),
-            ("time left", left),
+            (
+                ("time left", left)
+                if running
+                else (
+                    "message",
+                    "killed before it could say why; the same command goes on from here.",
+                )
+            ),
         ]
     return "\n".join(f"{name:<11}{text}" for name, text in lines)
 
@@ -160,6 +173,15 @@ def _receipt(out: Path) -> Receipt | None:
         return None
     except (OSError, msgspec.DecodeError) as error:
         raise OutputUnusable(f"{out / RECEIPT}: cannot be read.") from error
+
+
+def _is_older(out: Path) -> bool:
+    """Whether the receipt is an earlier session's: one that is killed writes none."""
+    try:
+        live = (out / STATE / LIVE).stat()
+        return (out / RECEIPT).stat().st_mtime_ns < live.st_mtime_ns
+    except FileNotFoundError:
+        return False
 
 
 def _is_held(lock: Path) -> bool:

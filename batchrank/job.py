@@ -42,6 +42,7 @@ from batchrank.link import Link, encode
 from batchrank.planning import Planner
 from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import LIMITED_BY, Progress, Receipt, total, write_live
+from batchrank.series import Series
 from batchrank.server.child import local_server
 from batchrank.signals import heard
 from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
@@ -235,11 +236,14 @@ class _Run:
         self._throttle = Throttle(
             config.rate, max_outage_seconds=config.endpoint.max_outage_seconds
         )
-        link = Link(config, transport, self._throttle, self._budget(), self._checkpoint, halt)
+        series = Series(self._claim.state, config.rate.requests_per_minute, time.monotonic())
+        link = Link(
+            config, transport, self._throttle, self._budget(), self._checkpoint, halt, series
+        )
         sender = Sender(link, max_in_flight=in_flight, halt=halt, random=Random())
         async with asyncio.TaskGroup() as group:
             publishing = group.create_task(self._publish())
-            ticking = group.create_task(self._tick())
+            ticking = group.create_task(self._tick(series))
             await dispatch(
                 self._plans(),
                 settle=sender.settle,
@@ -375,12 +379,16 @@ class _Run:
         elif stopped.code is ExitCode.INTERRUPTED:
             self._halt.abandon()
 
-    async def _tick(self) -> None:
-        while True:
-            progress = self._progress()
-            self._watch(progress)
-            write_live(self._claim.state, progress)
-            await asyncio.sleep(TICK_SECONDS)
+    async def _tick(self, series: Series) -> None:
+        try:
+            while True:
+                progress = self._progress()
+                self._watch(progress)
+                write_live(self._claim.state, progress)
+                series.tick(time.monotonic())
+                await asyncio.sleep(TICK_SECONDS)
+        finally:
+            series.end(time.monotonic())
 
     def _progress(self) -> Progress:
         now = time.monotonic()

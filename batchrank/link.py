@@ -12,7 +12,8 @@ from batchrank.checkpoint import Checkpoint
 from batchrank.config import JobConfig
 from batchrank.dispatch import DRAIN_SECONDS, Halt
 from batchrank.errors import BatchrankError, CostReached
-from batchrank.retry import Again, Exchange, Verdict
+from batchrank.retry import Again, Exchange, GiveUp, Halve, Stop, Verdict, Without
+from batchrank.series import Series
 from batchrank.throttle import Throttle
 from batchrank.transport import Transport
 from batchrank.wire import DIALECTS, Ask
@@ -42,6 +43,7 @@ class Link:
         budget: Budget,
         checkpoint: Checkpoint,
         halt: Halt,
+        series: Series,
     ) -> None:
         self._config = config
         self._transport = transport
@@ -49,6 +51,8 @@ class Link:
         self._budget = budget
         self._checkpoint = checkpoint
         self._halt = halt
+        self._series = series
+        self._clock = asyncio.get_running_loop().time
         self._spending = asyncio.Lock()
 
     @property
@@ -67,6 +71,7 @@ class Link:
         except BatchrankError as error:
             self._halt.set(error)
             raise asyncio.CancelledError from None
+        self._series.sent()
         return sent_at
 
     async def _reserve(self, tokens: int) -> None:
@@ -97,6 +102,11 @@ class Link:
             self._throttle.settle(tokens, billed, sent_at)
         if self._budget.capped:
             self._budget.settle(ceiling(tokens, documents), billed)
+        if isinstance(verdict, Scores):
+            self._series.answered(self._clock() - sent_at, billed or 0)
+        else:
+            throttled = isinstance(verdict, Again) and verdict.throttled
+            self._series.unanswered(_reason(verdict), throttled=throttled)
         if not isinstance(verdict, Again):
             self._throttle.succeeded()
             return
@@ -106,3 +116,7 @@ class Link:
             self._throttle.failed(verdict.reason, broken=verdict.broken)
         except BatchrankError as error:
             self._halt.set(error, DRAIN_SECONDS)
+
+
+def _reason(verdict: Again | Halve | Without | GiveUp | Stop) -> str:
+    return str(verdict.error) if isinstance(verdict, Stop) else verdict.reason

@@ -20,12 +20,13 @@ def bar() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Drawing
 
+    console = Console(stderr=True)
     with Drawing(
         TextColumn("rows"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
         expand=True,
     ) as drawing:
@@ -33,15 +34,31 @@ def bar() -> Iterator[Callable[[Progress], None]]:
 
         def draw(progress: Progress) -> None:
             drawing.update(
-                task, total=progress.rows, completed=progress.rows_done, figures=_figures(progress)
+                task,
+                total=progress.rows,
+                completed=progress.rows_done,
+                figures=_figures(
+                    progress, console.width - _ROWS_WIDTH - 2 * len(str(progress.rows))
+                ),
             )
 
         yield draw
 
 
-def _figures(progress: Progress) -> str:
-    left = "" if progress.seconds_left is None else f"  {clock(progress.seconds_left)} left"
-    cost = money(progress.cost_usd, True)
-    return (
-        f"{progress.requests_per_second:,.1f} requests/s  {progress.tokens:,} tokens  {cost}{left}"
-    )
+_ROWS_WIDTH = 18
+"""What a narrow terminal keeps for the word "rows", a short bar, and the spaces between."""
+
+
+def _figures(progress: Progress, width: int) -> str:
+    """As many figures as there is room for; the time left is the last to go."""
+    left = progress.seconds_left
+    figures = {
+        "rate": f"{progress.requests_per_second:,.1f} requests/s",
+        "tokens": f"{progress.tokens:,} tokens",
+        "cost": money(progress.cost_usd, True),
+        "left": "" if left is None else f"{clock(left)} left",
+    }
+    for least in ("tokens", "cost", "rate"):
+        if len("  ".join(figures.values())) > width:
+            del figures[least]
+    return "  ".join(figure for figure in figures.values() if figure)

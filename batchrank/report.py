@@ -78,13 +78,20 @@ LIVE = "live.json"
 
 
 def write_live(state: Path, progress: Progress) -> None:
-    """Let `batchrank status` of another terminal see a run's figures. Not synced: they age fast."""
-    draft = state / (LIVE + ".part")
+    """Let `batchrank status` of another terminal see a run's figures."""
     with suppress(OSError):  # a full disk ends the run where it matters
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(progress))
-        draft.rename(state / LIVE)
+        write_unsynced(state / LIVE, msgspec.json.encode(progress))
+
+
+def write_unsynced(
+    path: Path, content: bytes, *, mode: int = 0o600, draft: Path | None = None
+) -> None:
+    """Put a file of figures at `path`, whole at any moment. Not synced: figures age fast."""
+    draft = draft or path.with_name(path.name + ".part")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+    draft.replace(path)
 
 
 def read_live(state: Path) -> Progress | None:

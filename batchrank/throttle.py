@@ -138,14 +138,15 @@ class Throttle:
         )
 
     async def _breaker_lets_through(self) -> None:
-        began = self._clock()
+        was_open = False  # the clock cannot tell: it may tick between two readings
         self._give_up_after_outage()
         while wait := self._health.wait(self._clock()):
+            was_open = True
             self._mended.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._mended.wait(), wait)
             self._give_up_after_outage()
-        if self._clock() > began:
+        if was_open:
             self._ramp_since = self._clock()
 
     def _give_up_after_outage(self) -> None:

@@ -1,6 +1,7 @@
 """`status` tells how far a run is: running, stopped or finished, from any other process."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def test_running_stopped_and_finished_are_told_apart(
     stopped = told(out)
     assert stopped["state"] == "stopped"
     assert stopped["receipt"]["exit_code"] == 143
-    assert "stopped by SIGTERM; the same command goes on" in inside("status", out).stdout
+    words = inside("status", out).stdout
+    assert "stopped by SIGTERM; the same command goes on" in words
+    assert re.search(r"0 of 100 published, \d+ more answered and kept, 0 failed", words)
 
     assert inside(*run, "--max-in-flight", 64).returncode == 0
     finished = told(out)
@@ -97,8 +100,11 @@ def test_a_run_begun_again_does_not_show_what_an_earlier_one_ended_with(
     killed(process)
     assert (running["state"], running["receipt"]) == ("running", None)
     after = told(out)
-    assert after["state"] == "stopped"
-    assert after["progress"]["rows_done"] >= 0
+    assert (after["state"], after["receipt"]) == ("stopped", None)
+    assert after["progress"]["rows_done"] > 0
+    words = inside("status", out).stdout
+    assert "time left" not in words and "/s" not in words
+    assert "killed before it could say why; the same command goes on from here." in words
 
 
 def test_a_looking_process_disturbs_nothing(server: Server, source: Path, tmp_path: Path) -> None:

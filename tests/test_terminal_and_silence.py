@@ -38,14 +38,16 @@ TEXT = "canaryphrase"
 
 
 def on_terminal(
-    arguments: list[object], typed: Callable[[str], bool] = lambda shown: False
+    arguments: list[object],
+    typed: Callable[[str], bool] = lambda shown: False,
+    columns: int = 100,
 ) -> tuple[int, str]:
-    """Run the command on a terminal of 100 columns; its code, and all that was shown.
+    """Run the command on a terminal; its code, and all that was shown.
 
     Ctrl-C is typed as soon as `typed` says so of what has been shown.
     """
     primary, secondary = pty.openpty()
-    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
         [*PROGRAM, *map(str, arguments)],
         stdin=secondary,
@@ -164,6 +166,18 @@ def test_a_terminal_shows_a_bar_and_the_figures_at_the_end(serve: Serve, tmp_pat
     assert "requests   40" in lines
     assert f"output     {out}" in lines
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h"), "the cursor is shown again"
+
+
+def test_a_narrow_terminal_shows_rows_and_the_time_left(serve: Serve, tmp_path: Path) -> None:
+    own = serve('[[fault]]\nkind = "slow"\nseconds = 0.2\n')
+    source = written(tmp_path / "in.parquet", table(40, tag="narrow"))
+    run = [*fast(own, tmp_path / "out", source), "--max-in-flight", 4]
+    code, shown = on_terminal(run, columns=50)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert code == 0
+    assert re.search(r"rows \S+ +\d+/40 .*[\d.]+ s left", plain)
+    bars = [line for line in re.split(r"[\r\n]+", plain) if "/40" in line]
+    assert bars and not any("…" in line or "tokens" in line for line in bars)
 
 
 def test_ctrl_c_on_a_terminal_drains_and_says_how_to_go_on(serve: Serve, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Time is virtual and instants are exact; the judges are the server's own models o
 import asyncio
 import os
 from collections.abc import Sequence
+from itertools import count
 from random import Random
 
 import pytest
@@ -202,6 +203,21 @@ def test_the_ramp_begins_at_a_tenth_and_takes_its_ten_seconds() -> None:
     assert in_second[:10] == sorted(in_second[:10])
     assert all(87 <= requests <= 90 for requests in in_second[11:])
     assert refused(admitted, Quota(growth(base=20, factor=2, seconds=1))) == 0
+
+
+def test_a_clock_that_ticks_between_two_readings_begins_no_new_ramp() -> None:
+    """Virtual time stands still within a step; a real clock does not, and a ramp that begins anew
+    by chance costs ten seconds of half the rate.
+    """
+
+    async def half_a_minute() -> float:
+        readings, time = count(), asyncio.get_running_loop().time
+        throttle = Throttle(limits(5400, ramp_seconds=10), lambda: time() + next(readings) * 1e-6)
+        while await throttle.admit(1) < 30:
+            pass
+        return throttle.speed
+
+    assert run(half_a_minute()) == 1
 
 
 def test_a_slow_account_needs_no_ramp() -> None:

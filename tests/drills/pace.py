@@ -34,6 +34,7 @@ from batchrank.errors import TryLater
 from batchrank.link import Link
 from batchrank.records import Failed, Outcome, RequestPlan, Scored
 from batchrank.retry import Answered, Exchange, Health
+from batchrank.series import Series
 from batchrank.server.quotas import Quota, fixed_minute, growth, sliding_minute
 from batchrank.throttle import Throttle
 from batchrank.transport import connected
@@ -333,7 +334,8 @@ def _session(
 
 def _link(config: JobConfig, wire: _Wire, throttle: Throttle, halt: Halt) -> Link:
     # Without a cap on the cost nothing is asked of the checkpoint.
-    return Link(config, wire, throttle, Budget(), None, halt)  # type: ignore[arg-type]
+    series = Series(Path("nowhere"), 0.0, 0.0)
+    return Link(config, wire, throttle, Budget(), None, halt, series)  # type: ignore[arg-type]
 
 
 TROUBLES: dict[str, Exchange] = {

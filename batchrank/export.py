@@ -1,0 +1,166 @@
+"""An output in the forms that other tools read: TREC runs, pairs, JSON lines.
+
+A batch at a time, so that any size fits into memory. A file appears whole or not at all; standard
+output gets what it can, since a pipe has no other way.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from pathlib import Path
+from typing import IO
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchrank.errors import InputBad, StorageFailed
+from batchrank.output import Output, check_place, long, opened
+from batchrank.sink import sync_folder
+
+TAG = "batchrank"
+_SPACE = r"[\s\v\x1c-\x1f\x{85}\p{Z}]|^$"
+"""What a reader of TREC files may split at, or an id that would be no column at all."""
+
+
+def export(out: Path, form: str, stream: IO[bytes], *, file: Path | None = None) -> Output:
+    """Write an output as "trec", "pairs" or "jsonl" to `file`, or to the stream where there is
+    none; what was exported. Pairs become Parquet in a file whose name ends so, else TSV.
+
+    Raises `OutputUnusable` where there is nothing to export, `InputBad` for ids that the form
+    cannot hold, `StorageFailed`, and `BrokenPipeError` once nobody reads the stream any more.
+    """
+    output = opened(out)
+    if file is not None:
+        check_place(file, out)
+    if form == "jsonl":
+        _check_types(output.schema, out)
+    if file is None:
+        with _stored("standard output"):
+            _write(output, form, stream)
+            stream.flush()
+    elif form == "pairs" and file.suffix == ".parquet":
+        with _whole(file) as whole:
+            _write_parquet(output, whole)
+    else:
+        with _whole(file) as whole:
+            _write(output, form, whole)
+    return output
+
+
+def _write(output: Output, form: str, stream: IO[bytes]) -> None:
+    if form != "jsonl":
+        nothing = pl.DataFrame(_named(long(_empty(output), output.identity), output))
+        stream.write(nothing.write_csv(separator="\t").encode() if form == "pairs" else b"")
+    for batch in output.batches(None if form == "jsonl" else [output.identity, "results"]):
+        text = BytesIO()  # polars would write to a pipe's descriptor in its own threads
+        if form == "jsonl":
+            _json_lines(batch).write_ndjson(text)
+        elif form == "pairs":
+            pairs = pl.DataFrame(_named(long(batch, output.identity), output))
+            pairs.write_csv(text, separator="\t", include_header=False)
+        else:
+            lines = _trec(_named(long(batch, output.identity), output), output)
+            lines.write_csv(text, separator=" ", include_header=False, quote_style="never")
+        stream.write(text.getbuffer())
+
+
+def _write_parquet(output: Output, stream: IO[bytes]) -> None:
+    schema = long(_empty(output), output.identity).schema
+    with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+        for batch in output.batches([output.identity, "results"]):
+            writer.write_table(long(batch, output.identity))
+
+
+def _empty(output: Output) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([], schema=output.schema)
+
+
+def _trec(pairs: pa.Table, output: Output) -> pl.DataFrame:
+    """Six columns for each scored candidate. A candidate without doc_id is called by its index."""
+    pairs = pairs.filter(pc.is_valid(pairs["rank"]))
+    documents = pc.coalesce(pairs["doc_id"], pairs["index"].cast(pa.string()))
+    for name, ids in ((output.identity, pairs["query_id"]), ("doc_id", documents)):
+        _check_ids(name, ids, output)
+    return pl.DataFrame(
+        {
+            "query": pairs["query_id"],
+            "Q0": pl.repeat("Q0", len(pairs), eager=True),
+            "document": documents,
+            "rank": pairs["rank"],
+            "score": pairs["relevance_score"],
+            "tag": pl.repeat(TAG, len(pairs), eager=True),
+        }
+    )
+
+
+def _named(pairs: pa.Table, output: Output) -> pa.Table:
+    """The pairs with their query ids as text."""
+    try:
+        return pairs.set_column(0, "query_id", pairs["query_id"].cast(pa.string()))
+    except pa.ArrowException as error:
+        kind = output.schema.field(0).type
+        raise InputBad(
+            f"{output.folder}: column {output.identity!r} is {kind}, which cannot be written as "
+            "text. Use --format jsonl, or pairs with -o FILE.parquet."
+        ) from error
+
+
+def _check_ids(name: str, ids: pa.ChunkedArray, output: Output) -> None:
+    """An id with a space would shift the columns; one that was changed would fit no judgment."""
+    unfit = ids.filter(pc.fill_null(pc.match_substring_regex(ids, _SPACE), True))
+    if len(unfit):
+        raise InputBad(
+            f"{output.folder}: {name} {unfit[0].as_py()!r} cannot stand in a TREC file, whose "
+            "columns are separated by spaces. Use --format pairs or jsonl."
+        )
+
+
+def _json_lines(batch: pa.RecordBatch) -> pl.DataFrame:
+    """All columns; bytes, for which JSON has no form, as base64."""
+    frame = pl.DataFrame(batch)
+    return frame.with_columns(pl.selectors.binary().bin.encode("base64"))
+
+
+def _check_types(schema: pa.Schema, out: Path) -> None:
+    """Bytes inside of lists or structs have no form in JSON that the writer knows."""
+    for field in schema:
+        if pa.types.is_nested(field.type) and "binary" in str(field.type):
+            raise InputBad(
+                f"{out}: column {field.name!r} is {field.type}, which has no form in JSON. "
+                "Use --format pairs, or read the parts."
+            )
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that gets its name once all is in it. Raises `StorageFailed`."""
+    path = path.resolve()
+    with _stored(path):
+        if path.exists() and not path.is_file():  # a pipe or a device: there is no beside
+            with path.open("wb") as file:
+                yield file
+            return
+        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with draft.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            with suppress(OSError):
+                draft.unlink()
+        sync_folder(path.parent)
+
+
+@contextmanager
+def _stored(where: object) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageFailed(f"{where}: cannot be written: {error.strerror}.") from error
