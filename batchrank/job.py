@@ -9,8 +9,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, closing, nullcontext, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, closing, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from itertools import groupby
 from math import ceil, inf
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import uvloop
@@ -56,6 +57,9 @@ MAX_OPEN_PARTS = 4
 
 TICK_SECONDS = 0.25
 
+Connect = Callable[..., AbstractAsyncContextManager[Transport]]
+InLoop = Callable[[Coroutine[Any, Any, Halt]], Halt]
+
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is asked besides its configuration. `limit_rows` 0: all rows."""
@@ -86,11 +90,19 @@ def planner_of(config: JobConfig, *, exact: bool) -> Planner:
     return Planner(config.limits, exact=exact, envelope_bytes=len(encode(config, "", ())))
 
 
-def run(config: JobConfig, request: Request, watch: Callable[[Progress], None]) -> Receipt:
+def run(
+    config: JobConfig,
+    request: Request,
+    watch: Callable[[Progress], None],
+    *,
+    connect: Connect = connected,
+    in_loop: InLoop = uvloop.run,
+) -> Receipt:
     """Score the input into `request.out`, or go on where an earlier run stopped.
 
     Returns the receipt, which is also written as run.json, with the exit code and message of what
-    ended the run early, if anything did. Raises what keeps it from beginning.
+    ended the run early, if anything did. Raises what keeps it from beginning. `connect` reaches the
+    endpoint and `in_loop` passes the time: a test may stand in for either.
     """
     key = key_of(config)
     source = open_source(request.inputs, columns_of(config))
@@ -99,7 +111,8 @@ def run(config: JobConfig, request: Request, watch: Callable[[Progress], None]) 
     with claimed(request.out, fingerprint, restart=request.restart) as claim:
         if claim.finished and not request.retry_failed:
             return finished_receipt(claim.folder)
-        return _Run(config, request, source, rows, claim, watch).to_the_end(key)
+        session = _Run(config, request, source, rows, claim, watch, connect, in_loop)
+        return session.to_the_end(key)
 
 
 def finished_receipt(out: Path) -> Receipt:
@@ -118,6 +131,8 @@ class _Run:
         rows: int,
         claim: Claim,
         watch: Callable[[Progress], None],
+        connect: Connect,
+        in_loop: InLoop,
     ) -> None:
         self._config = config
         self._request = request
@@ -125,6 +140,8 @@ class _Run:
         self._rows = rows
         self._claim = claim
         self._watch = watch
+        self._connect = connect
+        self._in_loop = in_loop
         self._began = time.monotonic()
         self._started = datetime.now(UTC)
         self._rows_per_part = config.output.rows_per_part
@@ -193,7 +210,7 @@ class _Run:
         url = self._config.endpoint.base_url or self._config.provider.base_url
         server = nullcontext(url) if url else local_server()
         with server as base_url, closing(self._checkpoint):
-            halt = uvloop.run(self._send(base_url, key if url else None))
+            halt = self._in_loop(self._send(base_url, key if url else None))
         reason = halt.reason or self._checkpoint.error
         if reason is not None:
             raise reason
@@ -220,7 +237,7 @@ class _Run:
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
         with self._signals.told_to(stop):
-            async with connected(
+            async with self._connect(
                 base_url.rstrip("/") + DIALECTS[self._config.provider.dialect].PATH,
                 headers,
                 timeout_seconds=endpoint.timeout_seconds,
