@@ -24,7 +24,7 @@ import msgspec
 import uvloop
 
 from batchrank import __version__
-from batchrank.assembly import Assembly, Part, outcome_before
+from batchrank.assembly import Assembly, Part, outcomes_before, widened
 from batchrank.budget import Budget
 from batchrank.checkpoint import Answer, Checkpoint
 from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed
@@ -40,7 +40,7 @@ from batchrank.errors import (
 from batchrank.feed import Feed
 from batchrank.link import Link, encode
 from batchrank.planning import Planner
-from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
+from batchrank.records import Failed, Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import LIMITED_BY, Progress, Receipt, total, write_live
 from batchrank.server.child import local_server
 from batchrank.signals import heard
@@ -155,8 +155,13 @@ class _Run:
         )
         self._checkpoint = Checkpoint(claim.database)
         self._spent = self._spent_before = self._checkpoint.spent
-        self._answers = self._checkpoint.answers()
+        self._answers = {
+            plan: answer
+            for plan, answer in self._checkpoint.answers().items()
+            if not (request.retry_failed and isinstance(answer.outcome, Failed))
+        }
         self._published = self._parts_that_exist()
+        self._superseded: dict[int, PartRecord] = {}
         self._reopened = self._reopen() if request.retry_failed else {}
         self._rows_before = total(self._published.values(), "rows")
         self._assembly = Assembly(rows, self._rows_per_part)
@@ -174,6 +179,7 @@ class _Run:
                 error = self._too_many_failed()
             except BatchrankError as raised:
                 error = raised
+            self._signals.ending()
             receipt = self._receipt(error)
             content = msgspec.json.format(msgspec.json.encode(receipt))
             write_whole(self._claim.folder / RECEIPT, content, self._claim.state)
@@ -182,18 +188,22 @@ class _Run:
         return receipt
 
     def _parts_that_exist(self) -> dict[int, PartRecord]:
-        """A part that exists is done, also when the run was killed before it could note that."""
+        """A part that exists is done, also when the run was killed before it could note that: at
+        its first writing, or, where rows of it had failed, at its second.
+        """
         recorded = self._checkpoint.parts()
         published = {}
         for part in range(self._part_count):
-            known = recorded.get(part)
             if not self._sink.exists(part):
                 continue
-            if known is None:
-                published[part] = self._sink.read(part)
-                self._checkpoint.forget(part, msgspec.json.encode(published[part]))
-            else:
-                published[part] = self._checkpoint.decoded(known, PartRecord)
+            known = recorded.get(part)
+            record = None if known is None else self._checkpoint.decoded(known, PartRecord)
+            if record is None or record.counts.failed_offsets:
+                found = self._sink.read(part)
+                if found != record:
+                    self._checkpoint.forget(part, msgspec.json.encode(found))
+                record = found
+            published[part] = record
         return published
 
     def _reopen(self) -> dict[int, list[RowScores]]:
@@ -201,8 +211,7 @@ class _Run:
         failed = [part for part, known in self._published.items() if known.counts.failed_offsets]
         if failed:
             (self._claim.folder / SUCCESS).unlink(missing_ok=True)
-        for part in failed:
-            del self._published[part]
+        self._superseded = {part: self._published.pop(part) for part in failed}
         return {part: self._sink.rows(part, part * self._rows_per_part) for part in failed}
 
     def _score(self, key: str | None) -> None:
@@ -318,19 +327,15 @@ class _Run:
         if reopened is None:
             self._finish(self._assembly.begin(row))
             return row.plans
-        before = reopened[row.index % self._rows_per_part]
+        before = widened(reopened[row.index % self._rows_per_part], row.candidates)
         if not before.failed_requests:
             self._finish(self._assembly.place(before))
             return ()
         self._finish(self._assembly.begin(row))
-        missing = []
-        for plan in row.plans:
-            outcome = outcome_before(plan, before)
-            if outcome is None:
-                missing.append(plan)
-            else:
-                self._finish(*self._assembly.settle(outcome))
-        return missing
+        known = outcomes_before(row.plans, before)
+        for outcome in known.values():
+            self._finish(*self._assembly.settle(outcome))
+        return [plan for plan in row.plans if plan.plan_id not in known]
 
     async def _room_for(self, part: int) -> None:
         """Wait until a part may be begun. Reading stops here when an old request holds one open."""
@@ -438,7 +443,8 @@ class _Run:
         )
 
     def _receipt(self, error: BatchrankError | None) -> Receipt:
-        parts = [record for _, record in sorted(self._published.items())]
+        there = {**self._superseded, **self._published}
+        parts = [record for _, record in sorted(there.items())]
         spent = self._spent
         return Receipt(
             status="finished" if error is None else "stopped",
