@@ -1,9 +1,10 @@
 """A session of the real program in virtual time, its threads in step: one order, always the same.
 
-Reading, planning and the writing of parts happen where they are asked for. The checkpoint keeps its
-thread, but that and the event loop take turns: it writes when its wait for more to write is over,
-in virtual time too, so an answer is as long on its way to the disk as in earnest. What the program
-does of note is a step; at any of them it can be told to stop, or the power can go.
+Reading and planning happen where they are asked for, the writing of parts a little later. The
+checkpoint keeps its thread, but that and the event loop take turns: it writes when its wait for
+more to write is over, in virtual time too, so an answer is as long on its way to the disk as in
+earnest. What the program does of note is a step; at any of them it can be told to stop, or the
+power can go.
 """
 
 import asyncio
@@ -30,6 +31,10 @@ T = TypeVar("T")
 
 LONGEST_SECONDS = 7200.0
 """A session that takes longer never ends: all that is waited for is shorter by far."""
+
+
+THREAD_SECONDS = 0.08
+"""Until a thread has written a part: others commit meanwhile."""
 
 
 class Killed(BaseException):
@@ -202,14 +207,18 @@ class _Patient(Jump):
 
 
 class _Loop(VirtualLoop):
-    """An event loop in which other threads' work is done at once."""
+    """An event loop that does other threads' work itself, a little later."""
 
     def run_in_executor(self, executor: object, function: Any, *arguments: Any) -> Any:
         done = self.create_future()
-        try:
-            done.set_result(function(*arguments))
-        except Exception as error:
-            done.set_exception(error)
+
+        def do() -> None:
+            try:
+                done.set_result(function(*arguments))
+            except Exception as error:
+                done.set_exception(error)
+
+        self.call_later(THREAD_SECONDS, lambda: None if done.cancelled() else do())
         return done
 
 

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 from life import Life, Nature, Session
 
-EXAMPLES = int(os.environ.get("BATCHRANK_TRIALS", "60"))
+EXAMPLES = int(os.environ.get("BATCHRANK_TRIALS", "25"))
 SEED = int(os.environ.get("BATCHRANK_SEED", "7"))
 MEMORY = Path("/dev/shm")
 

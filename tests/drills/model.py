@@ -22,18 +22,19 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
     ),
     "answers are dropped before their part is published": (
         Patch(
-            "job.py",
-            "                record = await asyncio.to_thread(\n",
-            '                self._checkpoint.forget(part.index, b"{}")\n'
-            "                record = await asyncio.to_thread(\n",
+            "checkpoint.py",
+            "            elif isinstance(item, _Lease):\n",
+            "            elif isinstance(item, _Flush):\n"
+            '                database.execute("DELETE FROM answers")\n'
+            "            elif isinstance(item, _Lease):\n",
         ),
-        "settled before the session and not after it",
+        " and not ",
     ),
     "some outcomes are not kept": (
         Patch(
             "checkpoint.py",
-            "        self._queue.put(_Settled(part, digest, outcome))\n",
-            "        if part != 1:\n            self._queue.put(_Settled(part, digest, outcome))\n",
+            "                _insert(database, item)\n",
+            "                if item.part != 1:\n                    _insert(database, item)\n",
         ),
         "answered and not kept",
     ),
@@ -114,7 +115,7 @@ def live(trials: str, seed: str, shrink: str) -> None:
 
 
 DRILLS = [
-    Drill((1, 9, 11, 12, 14), "model", model, 20, 2_000),
+    Drill((1, 9, 11, 12, 14), "model", model, 10, 2_000),
     Drill((1, 9, 11, 12), "control-model", mutants, 3, len(MUTANTS)),
 ]
 
