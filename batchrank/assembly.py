@@ -121,8 +121,21 @@ class Assembly:
         return self._parts.pop(index)
 
 
-def outcome_before(plan: RequestPlan, row: RowScores) -> Scored | None:
-    """A plan's outcome as a finished row still knows it; None unless all of it was scored."""
+def widened(row: RowScores, candidates: int) -> RowScores:
+    """A published row with a place for each candidate again: `top_n` had left some out."""
+    missing = array("d", [nan]) * (candidates - len(row.relevance_scores))
+    return msgspec.structs.replace(row, relevance_scores=row.relevance_scores + missing)
+
+
+def outcomes_before(plans: Sequence[RequestPlan], row: RowScores) -> dict[int, Scored]:
+    """The outcomes, by plan id, that a finished row still knows: of plans scored whole, with one
+    answer each. Where one had been halved nobody can tell any more which: then it knows none.
+    """
+    found = [outcome for plan in plans if (outcome := _outcome_before(plan, row)) is not None]
+    return {one.plan_id: one for one in found} if len(found) == row.requests else {}
+
+
+def _outcome_before(plan: RequestPlan, row: RowScores) -> Scored | None:
     scores = array("d", [nan]) * len(plan.documents)
     for slot in plan.slots:
         for position, document in zip(slot.positions, slot.documents, strict=True):

@@ -83,6 +83,7 @@ class Checkpoint:
         with closing(_connection(path)) as database:
             self.spent = self._meta(database, "spent", Spent) or Spent()
             self.leased = self._meta(database, "leased", int) or 0
+        self._untold = max(0, self.leased - _most(self.spent))
         self._thread: threading.Thread | None = None
         self.error: StorageFailed | None = None
 
@@ -96,7 +97,7 @@ class Checkpoint:
 
     def lease(self, tokens: int) -> None:
         """Should this session be killed, so many tokens may have been spent in all. A session that
-        ends well lifts it.
+        ends well leaves what it spent, and what those killed before it may have.
         """
         self._queue.put(_Lease(tokens))
 
@@ -167,7 +168,7 @@ class Checkpoint:
             elif isinstance(item, _Lease):
                 _write_meta(database, "leased", item.tokens)
             elif item is None:
-                _write_meta(database, "leased", 0)
+                _write_meta(database, "leased", _most(spent) + self._untold)
             elif isinstance(item, _Published):
                 database.execute(
                     "INSERT OR REPLACE INTO parts VALUES (?, ?)", (item.part, item.record)
@@ -269,6 +270,11 @@ def _connection(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None)
     database.execute("PRAGMA synchronous=FULL")
     return database
+
+
+def _most(spent: Spent) -> int:
+    """What may have been billed for it."""
+    return spent.tokens + spent.tokens_at_risk
 
 
 def _write_meta(database: sqlite3.Connection, name: str, value: Spent | int) -> None:

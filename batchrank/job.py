@@ -10,8 +10,15 @@ import gc
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager, nullcontext, suppress
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    aclosing,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -19,12 +26,13 @@ from itertools import groupby
 from math import ceil, inf
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import uvloop
 
 from batchrank import __version__
-from batchrank.assembly import Assembly, Part, outcome_before
+from batchrank.assembly import Assembly, Part, outcomes_before, widened
 from batchrank.budget import Budget
 from batchrank.checkpoint import Answer, Checkpoint
 from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed
@@ -40,7 +48,7 @@ from batchrank.errors import (
 from batchrank.feed import Feed
 from batchrank.link import Link, encode
 from batchrank.planning import Planner
-from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
+from batchrank.records import Failed, Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import LIMITED_BY, Progress, Receipt, total, write_live
 from batchrank.series import Series
 from batchrank.server.child import local_server
@@ -57,6 +65,9 @@ MAX_OPEN_PARTS = 4
 """Parts that may be unfinished at once: a slow request holds up reading only this far behind."""
 
 TICK_SECONDS = 0.25
+
+Connect = Callable[..., AbstractAsyncContextManager[Transport]]
+InLoop = Callable[[Coroutine[Any, Any, Halt]], Halt]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,11 +99,19 @@ def planner_of(config: JobConfig, *, exact: bool) -> Planner:
     return Planner(config.limits, exact=exact, envelope_bytes=len(encode(config, "", ())))
 
 
-def run(config: JobConfig, request: Request, watch: Callable[[Progress], None]) -> Receipt:
+def run(
+    config: JobConfig,
+    request: Request,
+    watch: Callable[[Progress], None],
+    *,
+    connect: Connect = connected,
+    in_loop: InLoop = uvloop.run,
+) -> Receipt:
     """Score the input into `request.out`, or go on where an earlier run stopped.
 
     Returns the receipt, which is also written as run.json, with the exit code and message of what
-    ended the run early, if anything did. Raises what keeps it from beginning.
+    ended the run early, if anything did. Raises what keeps it from beginning. `connect` reaches the
+    endpoint and `in_loop` passes the time: a test may stand in for either.
     """
     key = key_of(config)
     source = open_source(request.inputs, columns_of(config))
@@ -101,7 +120,8 @@ def run(config: JobConfig, request: Request, watch: Callable[[Progress], None]) 
     with claimed(request.out, fingerprint, restart=request.restart) as claim:
         if claim.finished and not request.retry_failed:
             return finished_receipt(claim.folder)
-        return _Run(config, request, source, rows, claim, watch).to_the_end(key)
+        session = _Run(config, request, source, rows, claim, watch, connect, in_loop)
+        return session.to_the_end(key)
 
 
 def finished_receipt(out: Path) -> Receipt:
@@ -120,6 +140,8 @@ class _Run:
         rows: int,
         claim: Claim,
         watch: Callable[[Progress], None],
+        connect: Connect,
+        in_loop: InLoop,
     ) -> None:
         self._config = config
         self._request = request
@@ -127,6 +149,8 @@ class _Run:
         self._rows = rows
         self._claim = claim
         self._watch = watch
+        self._connect = connect
+        self._in_loop = in_loop
         self._began = time.monotonic()
         self._started = datetime.now(UTC)
         self._rows_per_part = config.output.rows_per_part
@@ -140,8 +164,13 @@ class _Run:
         )
         self._checkpoint = Checkpoint(claim.database)
         self._spent = self._spent_before = self._checkpoint.spent
-        self._answers = self._checkpoint.answers()
+        self._answers = {
+            plan: answer
+            for plan, answer in self._checkpoint.answers().items()
+            if not (request.retry_failed and isinstance(answer.outcome, Failed))
+        }
         self._published = self._parts_that_exist()
+        self._superseded: dict[int, PartRecord] = {}
         self._reopened = self._reopen() if request.retry_failed else {}
         self._rows_before = total(self._published.values(), "rows")
         self._assembly = Assembly(rows, self._rows_per_part)
@@ -159,6 +188,7 @@ class _Run:
                 error = self._too_many_failed()
             except BatchrankError as raised:
                 error = raised
+            self._signals.ending()
             receipt = self._receipt(error)
             content = msgspec.json.format(msgspec.json.encode(receipt))
             write_whole(self._claim.folder / RECEIPT, content, self._claim.state)
@@ -167,18 +197,22 @@ class _Run:
         return receipt
 
     def _parts_that_exist(self) -> dict[int, PartRecord]:
-        """A part that exists is done, also when the run was killed before it could note that."""
+        """A part that exists is done, also when the run was killed before it could note that: at
+        its first writing, or, where rows of it had failed, at its second.
+        """
         recorded = self._checkpoint.parts()
         published = {}
         for part in range(self._part_count):
-            known = recorded.get(part)
             if not self._sink.exists(part):
                 continue
-            if known is None:
-                published[part] = self._sink.read(part)
-                self._checkpoint.forget(part, msgspec.json.encode(published[part]))
-            else:
-                published[part] = self._checkpoint.decoded(known, PartRecord)
+            known = recorded.get(part)
+            record = None if known is None else self._checkpoint.decoded(known, PartRecord)
+            if record is None or record.counts.failed_offsets:
+                found = self._sink.read(part)
+                if found != record:
+                    self._checkpoint.forget(part, msgspec.json.encode(found))
+                record = found
+            published[part] = record
         return published
 
     def _reopen(self) -> dict[int, list[RowScores]]:
@@ -186,8 +220,7 @@ class _Run:
         failed = [part for part, known in self._published.items() if known.counts.failed_offsets]
         if failed:
             (self._claim.folder / SUCCESS).unlink(missing_ok=True)
-        for part in failed:
-            del self._published[part]
+        self._superseded = {part: self._published.pop(part) for part in failed}
         return {part: self._sink.rows(part, part * self._rows_per_part) for part in failed}
 
     def _score(self, key: str | None) -> None:
@@ -195,7 +228,7 @@ class _Run:
         url = self._config.endpoint.base_url or self._config.provider.base_url
         server = nullcontext(url) if url else local_server()
         with server as base_url, closing(self._checkpoint), _rarely_collected():
-            halt = uvloop.run(self._send(base_url, key if url else None))
+            halt = self._in_loop(self._send(base_url, key if url else None))
         reason = halt.reason or self._checkpoint.error
         if reason is not None:
             raise reason
@@ -222,7 +255,7 @@ class _Run:
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
         with self._signals.told_to(stop):
-            async with connected(
+            async with self._connect(
                 base_url.rstrip("/") + DIALECTS[self._config.provider.dialect].PATH,
                 headers,
                 timeout_seconds=endpoint.timeout_seconds,
@@ -306,19 +339,15 @@ class _Run:
         if reopened is None:
             self._finish(self._assembly.begin(row))
             return row.plans
-        before = reopened[row.index % self._rows_per_part]
+        before = widened(reopened[row.index % self._rows_per_part], row.candidates)
         if not before.failed_requests:
             self._finish(self._assembly.place(before))
             return ()
         self._finish(self._assembly.begin(row))
-        missing = []
-        for plan in row.plans:
-            outcome = outcome_before(plan, before)
-            if outcome is None:
-                missing.append(plan)
-            else:
-                self._finish(*self._assembly.settle(outcome))
-        return missing
+        known = outcomes_before(row.plans, before)
+        for outcome in known.values():
+            self._finish(*self._assembly.settle(outcome))
+        return [plan for plan in row.plans if plan.plan_id not in known]
 
     async def _room_for(self, part: int) -> None:
         """Wait until a part may be begun. Reading stops here when an old request holds one open."""
@@ -430,7 +459,8 @@ class _Run:
         )
 
     def _receipt(self, error: BatchrankError | None) -> Receipt:
-        parts = [record for _, record in sorted(self._published.items())]
+        there = {**self._superseded, **self._published}
+        parts = [record for _, record in sorted(there.items())]
         spent = self._spent
         return Receipt(
             status="finished" if error is None else "stopped",

@@ -33,7 +33,11 @@ class Signals:
             yield
         finally:
             self._listener = None
-            self._ending = True
+            self.ending()
+
+    def ending(self) -> None:
+        """Nothing is left to be stopped: from now on signals change nothing."""
+        self._ending = True
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """A signal has come. Raises `Stopped` when nobody listens yet."""

@@ -181,8 +181,8 @@ def _counted(rows: Sequence[RowScores], top_n: int) -> PartCounts:
 
 
 def _by_index(results: Sequence[Mapping[str, Any]]) -> "array[float]":
-    """Scores in the order of the candidates, NaN for none."""
-    scores = array("d", [nan]) * len(results)
+    """Scores in the order of the candidates, up to the last that is listed; NaN for none."""
+    scores = array("d", [nan]) * (1 + max((result["index"] for result in results), default=-1))
     for result in results:
         if result["relevance_score"] is not None:
             scores[result["index"]] = result["relevance_score"]

@@ -32,6 +32,8 @@ _SLOW_DOWN = 0.7
 _CREEP_PER_SECOND = 0.02
 _LEAST_SPEED = 0.01
 _LEAST_CREDIT = 20
+_IDLE_SECONDS = 1.0
+"""After so long without a request the next ones rise from nothing again, as at the start."""
 
 
 class Throttle:
@@ -59,7 +61,7 @@ class Throttle:
         self._start_speed = _start_speed(limits.requests_per_minute / 60)
         self._ceiling = 1.0
         self._ceiling_since = self._clock()
-        self._ramp_since = self._clock()
+        self._ramp_since = self._latest = self._clock()
         self._slowed_at = float("-inf")
         self._paused_until = float("-inf")
         self.waited_seconds = {"requests": 0.0, "tokens": 0.0, "pause": 0.0, "outage": 0.0}
@@ -72,6 +74,8 @@ class Throttle:
         """
         if self._nothing_to_wait_for():
             return self._clock()
+        if not self._gate.locked() and self._clock() - self._latest >= _IDLE_SECONDS:
+            self._ramp_since = self._clock()
         async with self._gate:
             await self._timed("outage", self._breaker_lets_through())
             while True:
@@ -81,7 +85,8 @@ class Throttle:
                 if self._clock() >= self._paused_until:  # no pause was asked for in the meantime
                     break
             self._account.charge(tokens)
-            return self._clock()
+            self._latest = self._clock()
+            return self._latest
 
     def settle(self, estimated: int, actual: int, sent_at: float | None = None) -> None:
         """Charge or refund what the usage reported differs from what was admitted at `sent_at`."""

@@ -144,6 +144,32 @@ def test_a_second_after_an_idle_gap_holds_no_more_tokens_than_a_sixtieth() -> No
     assert refused(run(gap()), Quota(per_second(0, 6_000_000))) == 0
 
 
+def test_after_an_idle_gap_the_rate_rises_as_at_the_start() -> None:
+    """A limit on the slope sees nothing before the first request after the gap."""
+
+    async def gap() -> tuple[list[float], list[float]]:
+        throttle = Throttle(limits(6000, ramp_seconds=10))
+        clock = asyncio.get_running_loop().time
+        first = [await throttle.admit(1) for _ in range(1000)]
+        await asyncio.sleep(5)
+        began = clock()
+        return first, [await throttle.admit(1) - began for _ in range(1000)]
+
+    first, again = run(gap())
+    assert again == pytest.approx(first, abs=0.05)
+
+
+def test_answers_that_take_long_make_no_gap_while_somebody_waits() -> None:
+    async def slow() -> float:
+        throttle = Throttle(limits(120, ramp_seconds=10))
+        for _ in range(20):
+            await throttle.admit(1)
+            await asyncio.sleep(0.3)
+        return asyncio.get_running_loop().time()
+
+    assert run(slow()) == pytest.approx(20 / (2 * AIM), rel=0.1)
+
+
 def test_a_large_request_is_not_overtaken_by_small_ones() -> None:
     """Arrival order is kept, whatever the sizes: nobody starves."""
     sizes = [50, 20_000, 50, 50, 7_000, 1] * 20

@@ -15,7 +15,7 @@ T = TypeVar("T")
 PASS_SECONDS = 1e-6
 
 
-class _Jump(selectors.SelectSelector):
+class Jump(selectors.SelectSelector):
     """Selects nothing; waiting is done by moving the clock."""
 
     now = 0.0
@@ -30,8 +30,8 @@ class _Jump(selectors.SelectSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop whose `time()` begins at 0 and passes only where somebody waits."""
 
-    def __init__(self) -> None:
-        self._jump = _Jump()
+    def __init__(self, jump: Jump | None = None) -> None:
+        self._jump = jump or Jump()
         super().__init__(self._jump)
 
     def time(self) -> float:

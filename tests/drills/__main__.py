@@ -1,4 +1,4 @@
-"""`scripts/drill`: the long form of every drill, or of those named, one line each."""
+"""`scripts/drill`: the long form of every drill, or of those named: a line each, and a table."""
 
 import argparse
 import shutil
@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from random import SystemRandom
+from typing import NamedTuple
 
 import pytest
 
@@ -23,21 +24,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="repeat an earlier drill (default: random)")
     parser.add_argument("--trials", type=int, help="instead of the form's own number")
     parser.add_argument("--quick", action="store_true", help="the form that the tests run")
+    parser.add_argument("--markdown", action="store_true", help="the table at the end for README")
     asked = parser.parse_args(arguments)
     unknown = set(asked.names) - {drill.name for drill in drills}
     if unknown:
         parser.error(f"no drill is called {', '.join(sorted(unknown))}")
     seed = SystemRandom().randrange(10**6) if asked.seed is None else asked.seed
-    broken = 0
+    results = []
     for drill in drills:
         if not asked.names or drill.name in asked.names:
             trials = asked.trials or (drill.quick if asked.quick else drill.long)
-            broken += not held(drill, trials, seed)
-    return 1 if broken else 0
+            results.append(held(drill, trials, seed))
+            print(results[-1].line(), flush=True)
+    print("\n" + table(results, markdown=asked.markdown))
+    return 1 if any(result.verdict == "BROKEN" for result in results) else 0
 
 
-def held(drill: Drill, trials: int, seed: int) -> bool:
-    """Run a drill and print its line; its folder stays when the promise breaks."""
+class Result(NamedTuple):
+    """What became of a drill."""
+
+    drill: Drill
+    trials: int
+    seed: int
+    seconds: float
+    verdict: str
+    figures: str
+
+    @property
+    def numbers(self) -> str:
+        return ", ".join(map(str, self.drill.numbers))
+
+    def line(self) -> str:
+        return (
+            f"promise {self.numbers}: {self.drill.name}, {self.trials} trials, seed {self.seed}, "
+            f"{self.seconds:.0f} s: {self.verdict}: {self.figures}"
+        )
+
+
+def held(drill: Drill, trials: int, seed: int) -> Result:
+    """Run a drill; its folder stays when the promise breaks."""
     began, scratch = time.monotonic(), tempfile.mkdtemp(prefix=f"drill-{drill.name}-")
     try:
         verdict, figures = "held", drill.run(trials, seed, Path(scratch))
@@ -47,14 +72,30 @@ def held(drill: Drill, trials: int, seed: int) -> bool:
         verdict, figures = "BROKEN", f"{broken}; its folder: {scratch}"
     if verdict != "BROKEN":
         shutil.rmtree(scratch, ignore_errors=True)
-    numbers = ", ".join(map(str, drill.numbers))
-    seconds = time.monotonic() - began
-    print(
-        f"promise {numbers}: {drill.name}, {trials} trials, seed {seed}, {seconds:.0f} s: "
-        f"{verdict}: {figures}",
-        flush=True,
+    return Result(drill, trials, seed, time.monotonic() - began, verdict, figures)
+
+
+def table(results: Sequence[Result], *, markdown: bool) -> str:
+    """All results, a line each: in columns for the eye, or for README."""
+    rows = [("promise", "drill", "trials", "seed", "seconds", "result")] + [
+        (
+            one.numbers,
+            one.drill.name,
+            f"{one.trials:,}",
+            str(one.seed),
+            f"{one.seconds:,.0f}",
+            one.figures if markdown and one.verdict == "held" else one.verdict,
+        )
+        for one in results
+    ]
+    if markdown:
+        lines = ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
+        return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
     )
-    return verdict != "BROKEN"
 
 
 if __name__ == "__main__":

@@ -34,34 +34,45 @@ from drills.tracing import Sweep, begun_output, counts_of, output_for, picked, t
 # 1 and 7
 
 
+KILLS_PER_RUN = 10
+START_SECONDS = 0.5
+"""A killed run's time to begin again, before it gets any further."""
+
+
 def killed_at_random_instants(trials: int, seed: int, folder: Path) -> str:
-    """kill -9, once a trial, while a reader opens every part every 5 ms; and on to the end."""
+    """kill -9, once a trial and up to ten times in a run's life, while a reader opens every part
+    every 5 ms; and on to the end.
+    """
     big = trials > 5  # the long form
     size = {"rows": 20_000, "documents": 10, "rows_per_part": 1000, "max_in_flight": 64}
     small = {"rows": 900, "rows_per_part": 300}
-    random, twice, most, kills, looks, opened = Random(seed), 0, 0, 0, 0, 0
+    random, twice, most, kills, runs, looks, opened = Random(seed), 0, 0, 0, 0, 0, 0
     with job(folder, **(size if big else small)) as one:
-        for instant in instants(random, trials, 0.0, one.seconds):
-            out = folder / "out"
+        out = folder / "out"
+        while kills < trials:
+            planned = min(KILLS_PER_RUN if big else 1, trials - kills)
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
-            before = one.server.ledger()["requests"]
+            before, cuts = one.server.ledger()["requests"], list[Cut]()
             with Reader(out, one.oracle) as reader:
-                if killed_within(begun(one.command(out)), instant):
-                    kills += 1
-                    left = cut(one, out, folder / "copy")
+                for _ in range(planned):
+                    paid = one.server.ledger()["requests"]
+                    longest = START_SECONDS + 1.6 * one.seconds / planned
+                    if not killed_within(begun(one.command(out)), random.uniform(0, longest)):
+                        break
+                    safe = len(cuts[-1].safe) if cuts else 0
+                    cuts.append(cut(one, out, folder / "copy"))
                     whole_so_far(one, out)
-                    most += left.requests - before - len(left.safe)
-                    twice += go_on(one, out, left, before=before)
-                else:
-                    identical(one, out)
+                    most += cuts[-1].requests - paid - (len(cuts[-1].safe) - safe)
+                twice += go_on(one, out, *cuts, before=before)
+            kills, runs = kills + len(cuts), runs + 1
             looks, opened = looks + reader.looks, opened + reader.opened
-        assert kills >= trials * 0.7, f"only {kills} of {trials} runs were still there to be killed"
-        return (
-            f"{kills} kills, {trials} identical of {trials}, {twice:,} requests paid twice of "
-            f"{most:,} in flight at the kills; the reader looked {looks:,} times and opened "
-            f"{opened:,} parts, all whole"
-        )
+            assert kills >= runs * 0.4, f"only {kills} kills in {runs} runs: they end too early"
+    return (
+        f"{kills} kills of {runs} runs, {runs} identical of {runs}, {twice:,} requests paid twice "
+        f"of {most:,} in flight at the kills; the reader looked {looks:,} times and opened "
+        f"{opened:,} parts, all whole"
+    )
 
 
 # 2
