@@ -85,10 +85,10 @@ def _report(results: Results) -> None:
     grown, flat = peaks[largest] / reference, costs[largest] / costs[smallest]
     verdicts = [
         Verdict(reference <= 250, f"peak at 100 documents: {reference:.0f} MB (target ≤ 250)"),
-        Verdict(grown <= 1.1, f"peak at {largest[1]:,} rows: {grown:.2f} × that (target ≤ 1.1)"),
+        Verdict(grown <= 1.1, f"peak at {largest[1]:,} rows: {grown:.2f} x that (target ≤ 1.1)"),
         Verdict(
             flat <= 1.1,
-            f"CPU a row at {largest[1]:,} rows: {flat:.2f} × that at {smallest[1]:,}, starting "
+            f"CPU a row at {largest[1]:,} rows: {flat:.2f} x that at {smallest[1]:,}, starting "
             f"({start:.2f} s) taken off (flat: ≤ 1.1)",
         ),
     ]

@@ -55,9 +55,12 @@ def python_of(environment: str) -> str:
     stamp, python = folder / "made-of", folder / "bin" / "python"
     if not stamp.exists() or stamp.read_text() != wanted:
         subprocess.run(["python3", "-m", "venv", "--clear", folder], check=True)
-        install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r"]
+        install = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-r"]
         done = subprocess.run(
-            [*install, PEERS / f"{environment}.txt"], capture_output=True, text=True, check=False
+            [*install, str(PEERS / f"{environment}.txt")],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise Unavailable(f"not installed: {done.stderr.strip().splitlines()[-1][:200]}")

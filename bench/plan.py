@@ -1,7 +1,7 @@
 """`batchrank plan`: megabytes of text a CPU second, and whether its counts are exact.
 
 Loading is measured by a plan of one row, and taken off for the second figure. The counts are
-compared with tiktoken's over the same vocabulary, for the first rows: query tokens × documents +
+compared with tiktoken's over the same vocabulary, for the first rows: query tokens x documents +
 document tokens.
 """
 

@@ -38,8 +38,8 @@ def run(results: Results, *, rounds: int, scale: float) -> None:
         _half_done(resumed, server, int(ROWS * scale) // 2)
         for turn in range(rounds):
             imports = [PYTHON, "-c", "import aiohttp, pyarrow"]
-            for what, command in (("help", [BATCHRANK, "--help"]), ("imports", imports)):
-                cost = measured(command)
+            for what, words in (("help", [BATCHRANK, "--help"]), ("imports", imports)):
+                cost = measured(words)
                 results.keep("start", {"what": what, "round": turn, "seconds": cost.wall_seconds})
             for what, source in (("first", small), ("first of 10^6", large)):
                 out = place / f"{what}-{turn}"
@@ -87,7 +87,7 @@ def _report(results: Results) -> None:
     titles = {
         "help": "`batchrank --help`",
         "imports": "`python -c 'import aiohttp, pyarrow'`",
-        "first": "first request, 10,000 rows × 100 documents",
+        "first": "first request, 10,000 rows x 100 documents",
         "first of 10^6": "first request, large input, nothing done",
         "resumed": "first new request, large input, half done",
     }

@@ -53,7 +53,7 @@ def report(results: Results) -> None:
     """Table, verdicts and picture of the runs that are kept."""
     found = [summary for subject in SUBJECTS for summary in _summaries(results, subject)]
     lines = [
-        "| documents | subject | CPU ms a row | × bare | rows/s | × bare | peak MB | rows |",
+        "| documents | subject | CPU ms a row | x bare | rows/s | x bare | peak MB | rows |",
         "|---|---|---|---|---|---|---|---|",
         *(summary.line() for summary in sorted(found, key=lambda one: one.documents)),
     ]
@@ -156,8 +156,8 @@ def _verdicts(found: Sequence[Summary]) -> list[Verdict]:
         at, target = f"at {documents} documents", CPU_TARGET[documents]
         cpu, speed = ours.cpu_ratio, ours.speed_ratio
         verdicts += [
-            Verdict(cpu <= target, f"CPU a row {at}: {cpu:.2f} × bare (target ≤ {target})"),
-            Verdict(speed >= 0.7, f"rows/s {at}: {speed:.2f} × bare (target ≥ 0.7)"),
+            Verdict(cpu <= target, f"CPU a row {at}: {cpu:.2f} x bare (target ≤ {target})"),
+            Verdict(speed >= 0.7, f"rows/s {at}: {speed:.2f} x bare (target ≥ 0.7)"),
         ]
         for (other, shape), peer in by.items():
             if shape == documents and other not in ("batchrank", "bare"):
@@ -173,9 +173,9 @@ def _beside(ours: Summary, peer: Summary, at: str) -> Iterator[Verdict]:
     cpu = median(ours.cpu_ms) / median(peer.cpu_ms)
     most = CPU_BESIDE.get(peer.subject.name)
     if most is not None:
-        yield Verdict(cpu <= most, f"CPU a row {at}: {cpu:.2f} × {title} (target ≤ {most})")
+        yield Verdict(cpu <= most, f"CPU a row {at}: {cpu:.2f} x {title} (target ≤ {most})")
     speed = median(ours.rows_per_second) / median(peer.rows_per_second)
-    yield Verdict(speed > 1, f"rows/s {at}: {speed:.2f} × {title} (target > 1)")
+    yield Verdict(speed > 1, f"rows/s {at}: {speed:.2f} x {title} (target > 1)")
 
 
 def _one(

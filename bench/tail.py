@@ -59,7 +59,7 @@ def _report(results: Results) -> None:
     slower = median(b / a for a, b in zip(speed[False], speed[True], strict=True))
     larger = median(memory[True]) / median(memory[False])
     verdicts = [
-        Verdict(slower >= 0.95, f"rows/s with a tail: {slower:.3f} × without (target ≥ 0.95)"),
-        Verdict(larger <= 1.2, f"peak memory with a tail: {larger:.3f} × without (target ≤ 1.2)"),
+        Verdict(slower >= 0.95, f"rows/s with a tail: {slower:.3f} x without (target ≥ 0.95)"),
+        Verdict(larger <= 1.2, f"peak memory with a tail: {larger:.3f} x without (target ≤ 1.2)"),
     ]
     results.write("tail", "\n".join(lines), verdicts)

@@ -16,7 +16,7 @@ import orjson
 
 # This file has the package's name, and its folder comes first on the path.
 sys.path.append(sys.path.pop(0))
-from async_batch_llm import (  # noqa: E402
+from async_batch_llm import (
     ArtifactIdentity,
     CallableStrategy,
     CallOutcome,
@@ -24,7 +24,7 @@ from async_batch_llm import (  # noqa: E402
     SqliteArtifactStore,
     process_stream,
 )
-from rows import in_order, sheets, told  # noqa: E402
+from rows import arguments, in_order, sheets, told
 
 
 async def main(path: str, out: str, base_url: str, rows: int, in_flight: int) -> None:
@@ -65,4 +65,4 @@ def prompts(path: str, rows: int) -> Iterator[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])))
+    asyncio.run(main(*arguments()))

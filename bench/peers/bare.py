@@ -1,15 +1,12 @@
-"""The bare act of sending: aiohttp, uvloop, orjson, a typed decoder; no plan, pace, check, journal.
-
-bare.py IN OUT BASE_URL ROWS IN_FLIGHT, as all subjects.
+"""The bare act of sending: aiohttp, uvloop, orjson and a typed decoder; no plan, no pace, no check,
+no journal. What batchrank costs beyond this is the price of all these.
 """
-
-import sys
 
 import aiohttp
 import msgspec
 import orjson
 import uvloop
-from rows import score_all
+from rows import arguments, score_all
 
 
 class Result(msgspec.Struct, gc=False):
@@ -44,4 +41,4 @@ async def main(path: str, out: str, base_url: str, rows: int, in_flight: int) ->
         await score_all(path, out, rows, in_flight, score)
 
 
-uvloop.run(main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])))
+uvloop.run(main(*arguments()))

@@ -1,11 +1,10 @@
 """The Baseten performance client: `batch_post`, a batch of some 64 MB of texts to a call."""
 
-import sys
 from collections.abc import Iterator
 from itertools import chain
 
 from baseten_performance_client import PerformanceClient, RequestProcessingPreference
-from rows import Scores, Sheet, in_order, sheets
+from rows import Scores, Sheet, arguments, in_order, sheets
 
 BATCH_CHARACTERS = 64_000_000
 Row = tuple[Sheet, int, str, list[str]]
@@ -38,4 +37,4 @@ def main(path: str, out: str, base_url: str, rows: int, in_flight: int) -> None:
     scores.close()
 
 
-main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5]))
+main(*arguments())

@@ -8,12 +8,11 @@ capacity is requests and tokens a minute; here it is 64 in flight, as for the ot
 
 import asyncio
 import json
-import sys
 from dataclasses import dataclass
 from itertools import chain
 
 import aiohttp
-from rows import sheets, told
+from rows import arguments, sheets, told
 
 PAUSE_SECONDS = 0.001
 ATTEMPTS = 5
@@ -84,4 +83,4 @@ async def main(path: str, out: str, base_url: str, rows: int, in_flight: int) ->
     told(status.succeeded, status.scores)
 
 
-asyncio.run(main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])))
+asyncio.run(main(*arguments()))

@@ -2,11 +2,10 @@
 
 import asyncio
 import os
-import sys
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or importing it asks GitHub for prices
-import litellm  # noqa: E402
-from rows import in_order, score_all  # noqa: E402
+import litellm
+from rows import arguments, in_order, score_all
 
 
 async def main(path: str, out: str, base_url: str, rows: int, in_flight: int) -> None:
@@ -24,4 +23,4 @@ async def main(path: str, out: str, base_url: str, rows: int, in_flight: int) ->
     await score_all(path, out, rows, in_flight, score)
 
 
-asyncio.run(main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])))
+asyncio.run(main(*arguments()))

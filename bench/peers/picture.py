@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import matplotlib
 
@@ -16,18 +17,18 @@ OURS, OTHERS = "#c2410c", "#94a3b8"
 NO_DATE = {"Date": None}
 
 
-def table(runs, target: Path) -> None:
+def table(runs: list[dict[str, Any]], target: Path) -> None:
     """CPU a row of each subject, one panel for each size of row; rows/s beside each bar."""
     shapes = sorted({run["documents"] for run in runs})
     figure, panels = plt.subplots(1, len(shapes), figsize=(4.2 * len(shapes), 3.4), squeeze=False)
     for panel, documents in zip(panels[0], shapes, strict=True):
-        bars = {}
+        bars: dict[str, list[dict[str, Any]]] = {}
         for run in runs:
             if run["documents"] == documents and run["rows"] > 1 and "error" not in run:
                 bars.setdefault(run["subject"], []).append(run)
         cpu = {s: median(r["cpu_seconds"] / r["rows"] * 1000 for r in b) for s, b in bars.items()}
         speed = {s: median(r["rows"] / r["wall_seconds"] for r in b) for s, b in bars.items()}
-        order = sorted(cpu, key=cpu.get, reverse=True)
+        order = sorted(cpu, key=lambda name: cpu[name], reverse=True)
         colours = [OURS if name == "batchrank" else OTHERS for name in order]
         drawn = panel.barh(
             [name.replace("_", " ") for name in order], [cpu[n] for n in order], color=colours
@@ -44,7 +45,7 @@ def table(runs, target: Path) -> None:
     figure.savefig(target, metadata=NO_DATE)
 
 
-def growth(runs, target: Path) -> None:
+def growth(runs: list[dict[str, Any]], target: Path) -> None:
     """CPU and wall ms a row, and peak memory, over the number of rows."""
     sizes = sorted({run["rows"] for run in runs if run["kind"] == "growth"})
     at = [

@@ -6,7 +6,6 @@ all together.
 
 import asyncio
 import logging
-import sys
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -14,6 +13,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from rows import arguments
 
 BATCH_ROWS = 1024
 STORE_BYTES = 1 << 30
@@ -81,4 +81,4 @@ def main(path: str, out: str, base_url: str, rows: int, in_flight: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5]))
+    main(*arguments())

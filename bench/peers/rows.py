@@ -6,6 +6,7 @@ group. Nothing is checked and nothing is synced: this is what a throw-away scrip
 """
 
 import json
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import chain
 from typing import Any
@@ -83,6 +84,12 @@ class Scores:
             self.rows += len(table)
             self.scores += len(table["results"].combine_chunks().flatten())
         self._held, self._rows_held = [], 0
+
+
+def arguments() -> tuple[str, str, str, int, int]:
+    """What every subject is given: IN OUT BASE_URL ROWS IN_FLIGHT."""
+    path, out, base_url, rows, in_flight = sys.argv[1:]
+    return path, out, base_url, int(rows), int(in_flight)
 
 
 def told(rows: int, scores: int) -> None:

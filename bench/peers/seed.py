@@ -1,10 +1,10 @@
 """The vendor's own example: AsyncOpenAI's generic `.post`, 64 in flight behind a semaphore."""
 
 import asyncio
-import sys
+from typing import Any
 
 from openai import AsyncOpenAI
-from rows import in_order, score_all
+from rows import arguments, in_order, score_all
 
 
 async def main(path: str, out: str, base_url: str, rows: int, in_flight: int) -> None:
@@ -14,10 +14,10 @@ async def main(path: str, out: str, base_url: str, rows: int, in_flight: int) ->
         async def score(query: str, texts: list[str]) -> list[float]:
             body = {"model": "qwen3-rerank", "query": query, "documents": texts}
             async with semaphore:
-                answer = await client.post("/reranks", body=body, cast_to=object)
+                answer: Any = await client.post("/reranks", body=body, cast_to=object)
             return in_order(answer["results"])
 
         await score_all(path, out, rows, in_flight, score)
 
 
-asyncio.run(main(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5])))
+asyncio.run(main(*arguments()))
