@@ -53,14 +53,10 @@ def report(results: Results) -> None:
     """Table, verdicts and picture of the runs that are kept."""
     found = [summary for subject in SUBJECTS for summary in _summaries(results, subject)]
     lines = [
-        "| documents | subject | CPU ms a row | x bare | rows/s | x bare | peak MB | rows |",
-        "|---|---|---|---|---|---|---|---|",
+        "| documents | subject | CPU ms a row | x bare | rows/s | x bare | peak MB | rows "
+        "| to start, CPU s |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(summary.line() for summary in sorted(found, key=lambda one: one.documents)),
-    ]
-    starts = [
-        f"{subject.title} {spread([run['cpu_seconds'] for run in ones])} s"
-        for subject in SUBJECTS
-        if (ones := [run for run in _good(results, subject.name) if run["rows"] == 1])
     ]
     ceilings = [
         f"{run['documents']} documents ({run['body_bytes']:,} B) {run['requests_per_second']:,.0f}"
@@ -69,9 +65,9 @@ def report(results: Results) -> None:
         for run in results.runs("ceiling")
     ]
     notes = f"""
-Medians, lowest and highest in brackets; ratios within a round, median. The stub's ceiling in
-requests/s by wrk, one thread: {"; ".join(ceilings)}. CPU of a run of one row, which is in the
-figures above: {"; ".join(starts)}.
+Medians, lowest and highest in brackets; ratios within a round, median. Nothing is taken off: what
+starting costs (the CPU of a run of one row) is in the CPU a row. The stub's ceiling in requests/s
+by wrk, one thread: {"; ".join(ceilings)}.
 """
     results.write("table", "\n".join(lines) + "\n" + notes, _verdicts(found))
     draw(results, "table")
@@ -83,7 +79,9 @@ class Summary(NamedTuple):
     subject: Subject
     documents: int
     runs: list[Run]
+    errors: list[str]
     bare: dict[int, Run]
+    starts: list[Run]
 
     @property
     def cpu_ms(self) -> list[float]:
@@ -110,11 +108,13 @@ class Summary(NamedTuple):
     def line(self) -> str:
         """A row of the table."""
         if not self.runs:
-            return f"| {self.documents} | {self.subject.title} | cannot run | | | | | |"
+            said = self.errors[0].replace("|", "/")
+            return f"| {self.documents} | {self.subject.title} | cannot run: {said} | | | | | | |"
+        start = spread([run["cpu_seconds"] for run in self.starts]) if self.starts else ""
         return (
             f"| {self.documents} | {self.subject.title} | {spread(self.cpu_ms, 3)} "
             f"| {self.cpu_ratio:.2f} | {spread(self.rows_per_second, 0)} | {self.speed_ratio:.2f} "
-            f"| {median(self.peak_mb):,.0f} | {self.runs[0]['rows']:,} |"
+            f"| {median(self.peak_mb):,.0f} | {self.runs[0]['rows']:,} | {start} |"
         )
 
     def _ratio(self, of: Callable[[Run], float]) -> float:
@@ -128,14 +128,22 @@ def _summaries(results: Results, subject: Subject) -> Iterator[Summary]:
     documents = sorted({run["documents"] for run in results.runs("table", subject=subject.name)})
     for shape in documents:
         bare = {r["round"]: r for r in _good(results, "bare", shape)}
-        yield Summary(subject, shape, _good(results, subject.name, shape), bare)
+        all_runs = results.runs("table", subject=subject.name, documents=shape)
+        yield Summary(
+            subject,
+            shape,
+            _good(results, subject.name, shape),
+            [run["error"] for run in all_runs if "error" in run],
+            bare,
+            _good(results, subject.name),
+        )
 
 
 def _good(results: Results, name: str, documents: int | None = None) -> list[Run]:
     """The runs without an error: of one row when no size is given, else of the size's rows."""
     runs = [run for run in results.runs("table", subject=name) if "error" not in run]
     if documents is None:
-        return runs
+        return [run for run in runs if run["rows"] == 1]
     return [run for run in runs if run["documents"] == documents and run["rows"] > 1]
 
 
