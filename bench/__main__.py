@@ -7,7 +7,7 @@ from types import FrameType
 
 import click
 
-from bench import checkpoint, growth, limit, plan, start, table, tail
+from bench import checkpoint, growth, limit, plan, profile, start, table, tail
 from bench.measure import ROOT
 from bench.results import Results
 from bench.subjects import SUBJECTS
@@ -20,6 +20,7 @@ PROGRAMS = {
     "plan": "text per CPU second of `batchrank plan`: 3 min",
     "growth": "10^4, 10^5 and 10^6 rows, with picture: 12 min",
     "checkpoint": "beside a copy that keeps nothing: 6 min",
+    "profile": "where the client's time goes, by py-spy: 2 min",
 }
 HELP = "\n".join(f"{name:<11}{what}" for name, what in PROGRAMS.items())
 
@@ -78,6 +79,8 @@ def main(
                 growth.run(results, rounds=rounds, scale=scale)
             case "checkpoint":
                 checkpoint.run(results, rounds=rounds, shapes=sizes, scale=scale)
+            case "profile":
+                profile.run(results, shapes=sizes, scale=scale)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
