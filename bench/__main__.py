@@ -1,14 +1,16 @@
 """`scripts/bench`: which programs to run, and how much of them."""
 
+import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
 import click
 
 from bench import checkpoint, growth, limit, plan, profile, start, table, tail
-from bench.measure import ROOT
+from bench.measure import CORES, ROOT
 from bench.results import Results
 from bench.subjects import SUBJECTS
 
@@ -39,7 +41,7 @@ HELP = "\n".join(f"{name:<11}{what}" for name, what in PROGRAMS.items())
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...", type=click.Choice([*PROGRAMS, "all"]))
 @click.option("--rounds", default=5, show_default=True, help="How often each is measured.")
-@click.option("--shapes", default="20,100,500", show_default=True, help="Documents in a row.")
+@click.option("--shapes", default="", help="Only these numbers of documents, with commas.")
 @click.option("--subjects", default="", help="table: only these, with commas.")
 @click.option("--seconds", default=300.0, show_default=True, help="limit: of each scenario.")
 @click.option("--scenarios", default="", help="limit: only these, with commas.")
@@ -61,14 +63,17 @@ def main(
     scale: float,
     folder: Path,
 ) -> None:
-    results, sizes = Results(folder), [int(size) for size in shapes.split(",")]
-    chosen = [one for one in SUBJECTS if not subjects or one.name in subjects.split(",")]
+    sizes = [int(size) for size in _listed(shapes, map(str, table.ROWS))]
+    wanted = _listed(subjects, (one.name for one in SUBJECTS))
+    chosen = [one for one in SUBJECTS if one.name in wanted]
+    asked = _listed(scenarios, (one.name for one in limit.SCENARIOS))
+    results = Results(folder)
     for name in PROGRAMS if "all" in names else names or ("table",):
         match name:
             case "table":
                 table.run(results, chosen, rounds=rounds, shapes=sizes, scale=scale)
             case "limit":
-                limit.run(results, seconds=seconds, only=scenarios)
+                limit.run(results, seconds=seconds, names=asked)
             case "tail":
                 tail.run(results, rounds=rounds, scale=scale)
             case "start":
@@ -83,10 +88,20 @@ def main(
                 profile.run(results, shapes=sizes, scale=scale)
 
 
+def _listed(given: str, known: Iterable[str]) -> list[str]:
+    """The names given with commas; all that are known where none is."""
+    names = list(known)
+    for name in filter(None, given.split(",")):
+        if name not in names:
+            raise click.BadParameter(f"{name}: known are {', '.join(names)}.")
+    return given.split(",") if given else names
+
+
 def _terminated(number: int, frame: FrameType | None) -> None:
     """Servers and subjects end with us."""
     sys.exit(143)
 
 
 signal.signal(signal.SIGTERM, _terminated)
+os.sched_setaffinity(0, {CORES[-1]})  # we look on from the servers' core
 main(prog_name="scripts/bench")

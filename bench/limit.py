@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,12 +94,12 @@ SCENARIOS = (
 )
 
 
-def run(results: Results, *, seconds: float, only: str) -> None:
+def run(results: Results, *, seconds: float, names: Sequence[str]) -> None:
     """Each scenario for so many seconds; then the report."""
     results.begin("limit")
     path = rows(ROWS, DOCUMENTS, CHARACTERS)
     for scenario in SCENARIOS:
-        if not only or scenario.name in only.split(","):
+        if scenario.name in names:
             results.keep("limit", _one(scenario, path, seconds))
     lines = [
         "| scenario | seconds | allowed | let in after the ramp | share | settled after s | 429 |",
