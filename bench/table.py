@@ -107,12 +107,15 @@ class Summary(NamedTuple):
 
     def line(self) -> str:
         """A row of the table."""
+        title = self.subject.title
+        said = self.errors[0].replace("|", "/") if self.errors else ""
         if not self.runs:
-            said = self.errors[0].replace("|", "/")
-            return f"| {self.documents} | {self.subject.title} | cannot run: {said} | | | | | | |"
+            return f"| {self.documents} | {title} | cannot run: {said} | | | | | | |"
+        if said:
+            title += f" ({len(self.errors)} more runs failed: {said})"
         start = spread([run["cpu_seconds"] for run in self.starts]) if self.starts else ""
         return (
-            f"| {self.documents} | {self.subject.title} | {spread(self.cpu_ms, 3)} "
+            f"| {self.documents} | {title} | {spread(self.cpu_ms, 3)} "
             f"| {self.cpu_ratio:.2f} | {spread(self.rows_per_second, 0)} | {self.speed_ratio:.2f} "
             f"| {median(self.peak_mb):,.0f} | {self.runs[0]['rows']:,} | {start} |"
         )
