@@ -64,10 +64,11 @@ def report(results: Results) -> None:
         else f"{run['documents']} documents: {run['error']}"
         for run in results.runs("ceiling")
     ]
+    rounds = max((len(summary.runs) for summary in found), default=0)
     notes = f"""
-Medians, lowest and highest in brackets; ratios within a round, median. Nothing is taken off: what
-starting costs (the CPU of a run of one row) is in the CPU a row. The stub's ceiling in requests/s
-by wrk, one thread: {"; ".join(ceilings)}.
+Rounds: {rounds}. Medians, lowest and highest in brackets; ratios within a round, median. Nothing is
+taken off: what starting costs (the CPU of a run of one row) is in the CPU a row. The stub's ceiling
+in requests/s by wrk, one thread: {"; ".join(ceilings)}.
 """
     results.write("table", "\n".join(lines) + "\n" + notes, _verdicts(found))
     draw(results, "table")
