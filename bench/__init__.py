@@ -1,0 +1,1 @@
+"""What batchrank costs, beside the bare act of sending and beside other tools. `scripts/bench`."""
