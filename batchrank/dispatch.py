@@ -18,8 +18,8 @@ from math import nan
 from random import Random
 from typing import Protocol, TypeVar
 
-from batchrank.budget import ceiling
 from batchrank.errors import BatchrankError
+from batchrank.pricing import Price
 from batchrank.records import Dropped, Failed, Outcome, RequestPlan, Scored, Spent, row_of
 from batchrank.retry import (
     MAX_ATTEMPTS,
@@ -41,6 +41,8 @@ PLANS_PER_FLIGHT = 4
 
 DRAIN_SECONDS = 2.5
 """How long a stopped run waits for answers in flight; Airflow kills 5 s after its SIGTERM."""
+
+FREE = Price()
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -149,15 +151,26 @@ async def dispatch(
 
 
 class Sender:
-    """Asks until a plan is settled: again, in halves, or without a refused document."""
+    """Asks until a plan is settled: again, in halves, or without a refused document; only ever as
+    it is if `whole`, which the scores of a model that reads a list as a whole demand.
+    """
 
     def __init__(
-        self, endpoint: Endpoint, *, max_in_flight: int, halt: Halt, random: Random
+        self,
+        endpoint: Endpoint,
+        *,
+        max_in_flight: int,
+        halt: Halt,
+        random: Random,
+        price: Price = FREE,
+        whole: bool = False,
     ) -> None:
         self._endpoint = endpoint
         self._flights = asyncio.Semaphore(max_in_flight)
         self._halt = halt
         self._random = random
+        self._price = price
+        self._whole = whole
         self._refused: list[_Refused] = []
 
     async def settle(self, plan: RequestPlan) -> Outcome:
@@ -173,6 +186,10 @@ class Sender:
                 verdict, body_bytes = await self._ask(plan, part.documents, tally)
             except Halted:
                 return Dropped(plan.plan_id, tally.spent())
+            if self._whole and isinstance(verdict, Halve | Without):
+                verdict = GiveUp(
+                    f"{verdict.reason}; this model scores a list as a whole: not split"
+                )
             match verdict:
                 case Scores(relevance_scores=found):
                     answers += 1
@@ -236,20 +253,22 @@ class Sender:
             tally.retries += 1
 
     async def _exchange(self, body: bytes, documents: int, tokens: int, tally: "_Tally") -> Verdict:
+        most = self._price.most(tokens, documents)
         await self._halt.unless_halted(self._flights.acquire())
         try:
             sent_at = await self._halt.unless_halted(self._endpoint.admit(tokens, documents))
-            tally.sent(ceiling(tokens, documents))
+            tally.sent(most)
             answer = await self._halt.unless_abandoned(self._endpoint.exchange(body, documents))
         finally:
             self._flights.release()
         verdict = judge(answer, documents)
         if isinstance(verdict, Scores):
             tally.tokens += tokens if verdict.tokens is None else verdict.tokens
+            tally.units += self._price.billed(verdict, tokens, documents)
         if not (isinstance(verdict, Again) and verdict.possibly_paid):
             tally.unknown -= 1
         if not (isinstance(verdict, Again) and verdict.at_risk):
-            tally.at_risk -= ceiling(tokens, documents)
+            tally.at_risk -= most
         self._endpoint.learn(verdict, sent_at, tokens, documents)
         return verdict
 
@@ -258,17 +277,24 @@ class _Tally:
     """What a plan has spent so far. `unknown`: sent, and no whole answer came, or not yet."""
 
     def __init__(self) -> None:
-        self.requests = self.retries = self.unknown = self.at_risk = self.tokens = self.estimate = 0
+        self.requests = self.retries = self.unknown = self.at_risk = 0
+        self.tokens = self.estimate = self.units = 0
 
     def sent(self, most: int) -> None:
-        """A request is on its way that may be billed so many tokens."""
+        """A request is on its way that may be billed so many units."""
         self.requests += 1
         self.unknown += 1
         self.at_risk += most
 
     def spent(self) -> Spent:
         return Spent(
-            self.requests, self.retries, self.unknown, self.at_risk, self.tokens, self.estimate
+            self.requests,
+            self.retries,
+            self.unknown,
+            self.at_risk,
+            self.tokens,
+            self.estimate,
+            self.units,
         )
 
 

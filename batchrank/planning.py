@@ -19,6 +19,10 @@ from batchrank.tokens import bound, count
 
 SAMPLE_FIRST = 64
 SAMPLE_EVERY = 16
+NOT_WHOLE = (
+    "do not fit into one request, and this model scores a list as a whole: not sent (see [limits] "
+    "and endpoint.scores_lists)"
+)
 
 
 class Document(msgspec.Struct, gc=False):
@@ -38,7 +42,8 @@ class Planner:
     Tokens are counted where bytes cannot decide; in every row when `exact`; else in the first
     `SAMPLE_FIRST` and one of `SAMPLE_EVERY` besides, so that a run can estimate its tokens without
     counting them all.
-    `envelope_bytes` is what a request weighs in bytes before query and documents.
+    `envelope_bytes` is what a request weighs in bytes before query and documents. `whole`: the
+    model scores a list as a whole, so a row is one request with every text in it, or fails.
     """
 
     def __init__(
@@ -47,12 +52,14 @@ class Planner:
         *,
         exact: bool = False,
         envelope_bytes: int = 0,
+        whole: bool = False,
         count: Callable[[str], int] = count,
     ) -> None:
         self._limits = limits
         self._exact = exact
         # `_json_bytes` counts a comma after each text, and the query's quotes are in the envelope.
         self._envelope_bytes = envelope_bytes - 4
+        self._whole = whole
         self._count = count
         self._sampled_tokens = self._sampled_bound = 0
         self._tokens_per_bound = 1.0
@@ -63,7 +70,7 @@ class Planner:
             return _nothing(row, "the query is null or blank")
         if not row.texts:
             return _nothing(row, "the row has no candidates")
-        documents, blank = _distinct(row.texts)
+        documents, blank = _distinct(row.texts, merge=not self._whole)
         if not documents:
             return _nothing(row, "every candidate is empty or blank")
 
@@ -77,6 +84,8 @@ class Planner:
                 truncated += len(document.positions) if cut else 0
         query_tokens, share = self._count_if_needed(row, query_tokens, documents)
         packs, oversized = self._pack(row.query, query_tokens, documents)
+        if self._whole and (oversized or len(packs) > 1):
+            return _nothing(row, f"{len(documents)} documents {NOT_WHOLE}", failed=True)
         return PlannedRow(
             index=row.index,
             candidates=len(row.texts),
@@ -220,17 +229,19 @@ def _deal(loaded: list[tuple[float, Document]], requests: int) -> list[list[Docu
     return [[loaded[place][1] for place in sorted(pile)] for pile in sorted(piles, key=min)]
 
 
-def _distinct(texts: Sequence[str | None]) -> tuple[list[Document], list[int]]:
-    """The distinct texts worth sending, in order of first sight, and the blank positions."""
-    distinct: dict[str, Document] = {}
+def _distinct(texts: Sequence[str | None], *, merge: bool) -> tuple[list[Document], list[int]]:
+    """The texts worth sending, in order of first sight and each once if `merge`, and the blank
+    positions.
+    """
+    distinct: dict[str | int, Document] = {}
     blank = []
     for position, text in enumerate(texts):
         if text is None or not text or text.isspace():
             blank.append(position)
-        elif text in distinct:
+        elif merge and text in distinct:
             distinct[text].positions.append(position)
         else:
-            distinct[text] = Document(text, [position], bound(text))
+            distinct[text if merge else position] = Document(text, [position], bound(text))
     return list(distinct.values()), blank
 
 
@@ -269,8 +280,8 @@ def _sizes(documents: Sequence[Document]) -> list[int]:
     return [_json_bytes(document.text) for document in documents]
 
 
-def _nothing(row: Row, why: str) -> PlannedRow:
-    return PlannedRow(row.index, len(row.texts), (), 0, why, 0)
+def _nothing(row: Row, why: str, *, failed: bool = False) -> PlannedRow:
+    return PlannedRow(row.index, len(row.texts), (), 0, why, 0, failed)
 
 
 def _note(blank: Sequence[int], oversized: Sequence[int]) -> str | None:

@@ -50,6 +50,7 @@ class Transport:
                     content,
                     headers.get("Retry-After"),
                     headers.get("Date") or formatdate(usegmt=True),
+                    headers.get("x-compute-tokens"),
                 )
         except TimeoutError:
             return Unanswered(f"no answer within {self._timeout_seconds:g} s", sent=True)

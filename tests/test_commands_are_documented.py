@@ -10,7 +10,7 @@ from helpers import program
 from batchrank import __version__
 from batchrank.cli import cli
 
-COMMANDS = ["run", "plan", "status", "verify", "evaluate", "report", "export", "serve"]
+COMMANDS = ["run", "plan", "status", "verify", "evaluate", "report", "export", "serve", "providers"]
 MISSING = {"report", "export"} - cli.commands.keys()
 SHARED = [
     "--config",
@@ -36,6 +36,7 @@ OPTIONS = {
     "status": ["--json"],
     "evaluate": ["--qrels"],
     "export": ["--format"],
+    "providers": ["--json"],
     "serve": ["--port", "--api-key-env"],
 }
 
