@@ -24,7 +24,7 @@ from batchrank.server.ledger import Ledger, content_digest
 from batchrank.server.openapi import document
 from batchrank.server.refusals import Refused, invalid_request, invalid_value
 from batchrank.server.settings import DEFAULT_INSTRUCT, ServerSettings
-from batchrank.server.voices import COMPATIBLE, ROUTES, TEI, Voice
+from batchrank.server.voices import COMPATIBLE, ROUTES, TEI, Voice, told_apart
 from batchrank.server.weighing import Weighed, Weigher
 from batchrank.wire import Ask, Ranked
 
@@ -110,8 +110,8 @@ class RerankApi:
             return await self._broken(request, fault, at_door, None)
         self._authorise(request)
         body = await request.read()
+        request[VOICE] = voice = told_apart(voice, body)
         ask, voice = read_ask(body, voice)
-        request[VOICE] = voice
         check_ask(ask, voice, self._settings.models, self._settings.limits.max_documents)
         content = content_digest(ask)
         seen = self._seen(ordinal, content, ask, len(body))

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from batchrank.server.refusals import Refused, invalid_request, invalid_value
-from batchrank.server.voices import COMPATIBLE, NATIVE, TEI, TEI_DOCUMENTS, Voice, told_apart
+from batchrank.server.voices import COMPATIBLE, NATIVE, TEI, TEI_DOCUMENTS, Voice
 from batchrank.wire import Ask
 
 
@@ -23,7 +23,6 @@ _wrapper = msgspec.json.Decoder(_Wrapper)
 def read_ask(body: bytes, voice: Voice) -> tuple[Ask, Voice]:
     """The request, and the voice to answer it in: the native route takes flat bodies too."""
     try:
-        voice = told_apart(voice, body)
         return _read(body, voice), voice
     except msgspec.ValidationError as error:
         if voice is NATIVE and _looks_flat(body):

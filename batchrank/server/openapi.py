@@ -45,7 +45,7 @@ _STATUSES = {
 
 def document(settings: ServerSettings) -> bytes:
     """The description under these settings, as JSON."""
-    flat, others = _flat_request(settings), _flat_request(settings, {"type": "string"})
+    flat, others = _flat_request(settings), _flat_request(settings, _TEXT)
     voyage, tei = _voyage_request(settings), _tei_request()
     paths = {
         COMPATIBLE_PATH: _operation("rerank", flat, _flat_answer()),

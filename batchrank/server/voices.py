@@ -104,11 +104,14 @@ _telling = msgspec.json.Decoder(_Telling)
 
 
 def told_apart(voice: Voice, body: bytes) -> Voice:
-    """The voice that a request's fields ask for. Raises msgspec.DecodeError for no JSON object."""
-    if voice is JINA:
+    """The voice that a request's fields ask for; the path's own for what is no JSON object."""
+    if voice is not JINA and voice is not SELF_HOSTED:
+        return voice
+    try:
         fields = _telling.decode(body)
-        unset = fields.top_k is msgspec.UNSET and fields.truncation is msgspec.UNSET
-        return JINA if unset else VOYAGE
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return voice
     if voice is SELF_HOSTED:
-        return SELF_HOSTED if _telling.decode(body).texts is msgspec.UNSET else TEI
-    return voice
+        return voice if fields.texts is msgspec.UNSET else TEI
+    unset = fields.top_k is msgspec.UNSET and fields.truncation is msgspec.UNSET
+    return voice if unset else VOYAGE
