@@ -169,7 +169,7 @@ _OWN = RateLimits(requests_per_minute=0, max_in_flight=16, ramp_seconds=0)
 """A server of one's own has no account: what it is working at bounds it, not a minute."""
 
 _VLLM = Provider(
-    dialect="flat",
+    dialect="served",
     path="/rerank",
     base_url=None,
     model="",

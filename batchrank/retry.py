@@ -104,6 +104,8 @@ class Stop(msgspec.Struct, frozen=True):
 
 Verdict = Scores | Again | Halve | Without | GiveUp | Stop
 
+_KEY_CODES = {"invalidapikey", "invalid_api_key", "no_db_connection"}
+"""The last is what a LiteLLM proxy without a database answers to any key but its own."""
 _KEY_STATUSES = {401, 498}
 """498 is Cohere's for a key that is none."""
 _RETRIED_STATUSES = {408, 409, 424, 425, 429, 499, 500, 502, 503, 504, 529}
@@ -178,7 +180,7 @@ def _judge_ok(exchange: Answered, documents: int) -> Verdict:
 def _judge_refusal(exchange: Answered, refusal: Refusal, documents: int) -> Verdict:
     status, code, message = exchange.status, refusal.code, refusal.message
     said = _said(status, refusal)
-    if status in _KEY_STATUSES or code.lower() in {"invalidapikey", "invalid_api_key"}:
+    if status in _KEY_STATUSES or code.lower() in _KEY_CODES:
         return Stop(KeyRefused(f"{said}. Is the key right, and of this region?"))
     of_account = status in {200, 403, 429} and _ACCOUNT_MESSAGES.search(message)
     of_model = status in {400, 404, 501} and _MODEL_MESSAGES.search(message)

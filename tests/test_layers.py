@@ -10,7 +10,7 @@ HOUSE = Path(__file__).parents[1] / "batchrank"
 
 CORE = {"errors", "limits", "tokens", "planning", "retry", "assembly", "budget", "providers"}
 CORE |= {"pricing"}
-DIALECT_FILES = ("answers", "fields", "flat", "cohere", "native", "voyage", "tei")
+DIALECT_FILES = ("answers", "fields", "flat", "served", "cohere", "native", "voyage", "tei")
 WIRE = {"wire", *(f"wire.{name}" for name in DIALECT_FILES)}
 SHELL = {"source", "sink", "checkpoint", "transport", "throttle", "dispatch"}
 CLOCKS_AND_IO = {

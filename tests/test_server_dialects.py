@@ -44,16 +44,28 @@ def test_v2_rerank_answers_as_cohere(server: Server) -> None:
     assert post(server, "/v2/rerank", many)[1]["meta"]["billed_units"] == {"search_units": 2}
 
 
-@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])
-def test_v1_rerank_and_rerank_answer_flat(server: Server, path: str) -> None:
+USAGE = {"total_tokens": TOKENS}
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "usage"),
+    [
+        ("/v1/rerank", "list", USAGE),
+        ("/rerank", "rerank", {"prompt_tokens": TOKENS, **USAGE}),
+    ],
+)
+def test_v1_rerank_answers_as_jina_and_rerank_as_servers_of_ones_own(
+    server: Server, path: str, kind: str, usage: dict[str, int]
+) -> None:
     status, answer, _ = post(server, path, {**FLAT, "top_n": 2, "return_documents": True})
     assert status == 200 and len(answer.pop("id")) == 36
     best = [{**one, "document": {"text": TEXTS[one["index"]]}} for one in results()[:2]]
-    usage = {"total_tokens": TOKENS}
-    assert answer == {"object": "list", "results": best, "model": "any", "usage": usage}
+    assert answer == {"object": kind, "results": best, "model": "any", "usage": usage}
 
 
-@pytest.mark.parametrize("field", [{"top_k": None}, {"truncation": True}])
+@pytest.mark.parametrize(
+    "field", [{"top_k": None}, {"truncation": True}, {"model": "rerank-2.5-lite"}]
+)
 def test_v1_rerank_answers_as_voyage_to_voyages_fields(
     server: Server, field: dict[str, Any]
 ) -> None:
@@ -61,7 +73,12 @@ def test_v1_rerank_answers_as_voyage_to_voyages_fields(
     usage = {"total_tokens": TOKENS}
     assert (status, answer) == (
         200,
-        {"object": "list", "data": results(), "model": "any", "usage": usage},
+        {
+            "object": "list",
+            "data": results(),
+            "model": field.get("model", "any"),
+            "usage": usage,
+        },
     )
     asked = {**FLAT, "top_k": 1, "return_documents": True}
     (best,) = post(server, "/v1/rerank", asked)[1]["data"]

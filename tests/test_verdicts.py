@@ -161,6 +161,7 @@ TABLE = [
     ),
     # Other dialects' own.
     (498, "", "invalid token", "stop, KeyRefused"),
+    (400, "no_db_connection", "No connected db.", "stop, KeyRefused"),
     (499, "", "", "retry"),
     (402, "", "Your account balance is not enough", "stop, AccountRefused"),
     (429, "", "You are using a Trial key, which is limited to 10 API calls / minute.", "throttle"),

@@ -255,6 +255,7 @@ def test_an_answer_in_any_order_is_read_back_in_request_order(
 TOLD = {
     "flat": (7, "id-1", None),
     "dashscope-native": (7, "id-1", None),
+    "served": (7, "id-1", None),
     "cohere": (None, "id-1", 1),
     "voyage": (7, None, None),
     "tei": (None, None, None),

@@ -138,7 +138,11 @@ def _flat_answer() -> dict[str, Any]:
     return {
         "type": "object",
         "required": ["object", "results", "model", "id", "usage"],
-        "properties": {"object": {"const": "list"}, "results": _RESULTS, "usage": _USAGE},
+        "properties": {
+            "object": {"enum": ["list", "rerank"]},
+            "results": _RESULTS,
+            "usage": _USAGE,
+        },
     }
 
 

@@ -1,11 +1,12 @@
 """Which path answers in which dialect, and in which envelope its errors come.
 
 Two paths serve two dialects each, told apart by the fields that SDKs send: `/v1/rerank` is Jina's,
-and Voyage's where `top_k` or `truncation` is there; `/rerank` is that of vLLM, Infinity, llama.cpp
-and LiteLLM, and Text Embeddings Inference's where the documents are `texts`. Only Model Studio's
-own routes know its models by name.
+and Voyage's where `top_k`, `truncation` or one of its models is there; `/rerank` is that of vLLM,
+Infinity, llama.cpp and LiteLLM, and Text Embeddings Inference's where the documents are `texts`.
+Only Model Studio's own routes know its models by name.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +79,7 @@ NATIVE = Voice(DIALECTS["dashscope-native"], _flat, own_models=True)
 COHERE = Voice(DIALECTS["cohere"], _message)
 JINA = Voice(DIALECTS["flat"], _detail)
 VOYAGE = Voice(DIALECTS["voyage"], _detail)
-SELF_HOSTED = Voice(DIALECTS["flat"], _openai)
+SELF_HOSTED = Voice(DIALECTS["served"], _openai)
 TEI = Voice(DIALECTS["tei"], _tei)
 
 COMPATIBLE_PATH = COMPATIBLE_BASE + "/reranks"
@@ -96,10 +97,12 @@ class _Telling(msgspec.Struct, frozen=True):
     """The fields that tell two dialects of one path apart."""
 
     texts: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    model: str = ""
     top_k: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     truncation: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+_VOYAGE_MODELS = re.compile(r"rerank-(lite-)?\d(\.\d)?(-lite)?")
 _telling = msgspec.json.Decoder(_Telling)
 
 
@@ -113,5 +116,5 @@ def told_apart(voice: Voice, body: bytes) -> Voice:
         return voice
     if voice is SELF_HOSTED:
         return voice if fields.texts is msgspec.UNSET else TEI
-    unset = fields.top_k is msgspec.UNSET and fields.truncation is msgspec.UNSET
-    return voice if unset else VOYAGE
+    set_fields = (fields.top_k, fields.truncation) != (msgspec.UNSET, msgspec.UNSET)
+    return VOYAGE if set_fields or _VOYAGE_MODELS.fullmatch(fields.model) else voice

@@ -7,7 +7,7 @@ and nothing here knows what an error means (that is `retry`).
 from collections.abc import Sequence
 from typing import Protocol
 
-from batchrank.wire import cohere, flat, native, tei, voyage
+from batchrank.wire import cohere, flat, native, served, tei, voyage
 from batchrank.wire.answers import Ask, Ranked
 from batchrank.wire.fields import Fields
 
@@ -29,6 +29,7 @@ class Dialect(Protocol):
 
 DIALECTS: dict[str, Dialect] = {
     "flat": flat,
+    "served": served,
     "cohere": cohere,
     "dashscope-native": native,
     "voyage": voyage,
