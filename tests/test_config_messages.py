@@ -284,6 +284,32 @@ def test_the_shipped_configurations_are_valid() -> None:
     assert [load(path, {}).endpoint.provider for path in paths]
 
 
+SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_configuration_has_its_providers_figures(path: Path) -> None:
+    """So that a figure that is corrected in one place is corrected in both."""
+    shipped = load(path, {})
+    named = {name: getattr(shipped.endpoint, name) for name in ("provider", "base_url", "model")}
+    assert shipped == load(None, {"endpoint": named})
+    assert shipped.endpoint.base_url or shipped.endpoint.provider == "local"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_configuration_explains_every_line(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    settings = [place for place, line in enumerate(lines) if " = " in line.partition("#")[0]]
+    assert settings
+    for place in settings:
+        assert "#" in lines[place] or lines[place - 1].startswith("#"), lines[place]
+    assert max(map(len, lines)) <= 100
+
+
+def test_every_provider_has_a_configuration() -> None:
+    assert {load(path, {}).endpoint.provider for path in SHIPPED} == set(PROVIDERS)
+
+
 def test_the_local_configuration_spells_out_the_defaults() -> None:
     assert load(Path(__file__).parents[1] / "configs" / "local.toml", {}) == JobConfig()
 

@@ -1,7 +1,7 @@
 """Every provider's requests, answers, errors, limits and bill, against our own server."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from helpers import (
     output,
     part_bytes,
     program,
+    serving,
     table,
     written,
 )
@@ -45,8 +46,17 @@ def options(name: str, server: Server, *more: object) -> list[object]:
     return ["--provider", name, "--base-url", url, *model, *rate, *more]
 
 
-def keyed(name: str) -> dict[str, str]:
-    return {PROVIDERS[name].api_key_env: "sk-local"}
+@pytest.fixture(autouse=True)
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for provider in PROVIDERS.values():
+        monkeypatch.setenv(provider.api_key_env, "sk-local")
+
+
+@pytest.fixture(scope="module")
+def gate() -> Iterator[Server]:
+    """A server that wants this key."""
+    with serving("--api-key-env", "GATE", GATE="sk-local") as server:
+        yield server
 
 
 def test_every_provider_is_here() -> None:
@@ -54,34 +64,34 @@ def test_every_provider_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_rows_are_scored_through(serve: Callable[..., Server], tmp_path: Path, name: str) -> None:
+def test_rows_are_scored_through(gate: Server, tmp_path: Path, name: str) -> None:
     """40 documents a row: with TEI's 32 texts a request they are two."""
     rows = table(6, 40, tag=name)
     source = written(tmp_path / "in.parquet", rows)
-    server = serve("", "--api-key-env", "GATE", GATE="sk-local")
-    done = program(
-        "run", source, "-o", tmp_path / "out", *options(name, server), "--summary", "json",
-        **keyed(name),
-    )  # fmt: skip
+    before = gate.ledger()
+    done = inside("run", source, "-o", tmp_path / "out", *options(name, gate), "--summary", "json")
     assert (done.returncode, done.stderr) == (0, "")
     found = output(tmp_path / "out").to_pylist()
     assert [row["results"] for row in found] == [expected_of(row) for row in rows.to_pylist()]
     pieces = 2 if name == "tei" else 1
     assert [row["requests"] for row in found] == [pieces] * 6
-    receipt, ledger = json.loads(done.stdout), server.ledger()
-    assert (ledger["requests"], ledger["statuses"]) == (6 * pieces, {"200": 6 * pieces})
+    receipt, after = json.loads(done.stdout), gate.ledger()
+    assert after["requests"] - before["requests"] == receipt["requests"] == 6 * pieces
+    tokens = after["tokens"] - before["tokens"]
     if name != "cohere":  # whose answers tell searches, and no tokens
-        assert receipt["tokens_billed"] == ledger["tokens"]
+        assert receipt["tokens_billed"] == tokens
     price = PROVIDERS[name].price
-    units = 6 if name == "cohere" else ledger["tokens"]
+    units = 6 if name == "cohere" else tokens
     assert receipt["cost_usd"] == pytest.approx(price.cost(units) if price else 0, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_a_wrong_key_ends_the_run(serve: Callable[..., Server], tmp_path: Path, name: str) -> None:
+def test_a_wrong_key_ends_the_run(
+    gate: Server, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PROVIDERS[name].api_key_env, "sk-wrong")
     source = written(tmp_path / "in.parquet", table(3, tag="key"))
-    server = serve("", "--api-key-env", "GATE", GATE="another")
-    done = program("run", source, "-o", tmp_path / "out", *options(name, server), **keyed(name))
+    done = inside("run", source, "-o", tmp_path / "out", *options(name, gate))
     assert done.returncode == 77
     assert "the endpoint answered 401" in done.stderr
 
@@ -97,7 +107,7 @@ def test_broken_answers_of_any_dialect_are_asked_for_again(
     rows = table(20, 6, tag=f"broken {name}")
     source = written(tmp_path / "in.parquet", rows)
     server = serve(faults)
-    done = program("run", source, "-o", tmp_path / "out", *options(name, server), **keyed(name))
+    done = inside("run", source, "-o", tmp_path / "out", *options(name, server))
     assert (done.returncode, done.stderr) == (0, "")
     found = output(tmp_path / "out").to_pylist()
     assert [row["results"] for row in found] == [expected_of(row) for row in rows.to_pylist()]
@@ -112,7 +122,7 @@ def test_a_refused_document_harms_no_other_in_any_envelope(
     rows = table(3, 9, tag=f"large {name}")
     source = written(tmp_path / "in.parquet", rows)
     server = serve(faults)
-    done = program("run", source, "-o", tmp_path / "out", *options(name, server), **keyed(name))
+    done = inside("run", source, "-o", tmp_path / "out", *options(name, server))
     assert (done.returncode, done.stderr) == (0, "")
     found = output(tmp_path / "out").to_pylist()
     assert [row["results"] for row in found] == [expected_of(row) for row in rows.to_pylist()]
@@ -126,7 +136,7 @@ def test_the_same_scores_give_the_same_parts_through_any_dialect(
     parts = set()
     for name in BASES:
         out = tmp_path / name
-        assert program("run", source, "-o", out, *options(name, server), **keyed(name)).stderr == ""
+        assert inside("run", source, "-o", out, *options(name, server)).stderr == ""
         parts.add(tuple(part_bytes(out).items()))
     assert len(parts) == 1
 
@@ -149,9 +159,8 @@ def test_cohere_is_paid_by_the_search(server: Server, tmp_path: Path) -> None:
     assert figures["requests"] == 7
     assert figures["searches"] == searches
     assert figures["cost_usd"] == pytest.approx(searches * 0.0025)
-    done = program(
-        "run", source, "-o", tmp_path / "out", *options("cohere", server), "--summary", "json",
-        **keyed("cohere"),
+    done = inside(
+        "run", source, "-o", tmp_path / "out", *options("cohere", server), "--summary", "json"
     )  # fmt: skip
     assert json.loads(done.stdout)["cost_usd"] == pytest.approx(searches * 0.0025)
 
@@ -160,11 +169,11 @@ def test_cohere_is_paid_by_the_search(server: Server, tmp_path: Path) -> None:
 def test_a_cap_holds_searches_too(server: Server, tmp_path: Path, cap: float) -> None:
     source = written(tmp_path / "in.parquet", lists([50] * 12))
     arguments = ["-o", tmp_path / "out", *options("cohere", server), "--summary", "json"]
-    done = program("run", source, *arguments, "--max-cost", cap, **keyed("cohere"))
+    done = inside("run", source, *arguments, "--max-cost", cap)
     spent = json.loads(done.stdout)["cost_usd"]
     assert done.returncode == (0 if cap >= 12 * 0.0025 else 4)
     assert min(cap, 12 * 0.0025) - 0.0025 < spent <= cap
-    again = program("run", source, *arguments, "--max-cost", 1, **keyed("cohere"))
+    again = inside("run", source, *arguments, "--max-cost", 1)
     receipt: dict[str, Any] = json.loads(again.stdout)
     assert (again.returncode, receipt["rows_scored"]) == (0, 12)
     assert receipt["cost_usd"] == pytest.approx(12 * 0.0025)
@@ -173,7 +182,7 @@ def test_a_cap_holds_searches_too(server: Server, tmp_path: Path, cap: float) ->
 def test_a_cap_without_a_price_is_refused(server: Server, tmp_path: Path) -> None:
     source = written(tmp_path / "in.parquet", lists([1]))
     arguments = [*options("siliconflow", server), "--max-cost", 1]
-    done = program("run", source, "-o", tmp_path / "out", *arguments, **keyed("siliconflow"))
+    done = inside("run", source, "-o", tmp_path / "out", *arguments)
     assert done.returncode == 78
     assert "endpoint.price_usd" in done.stderr
 
@@ -189,7 +198,7 @@ def test_tei_gets_no_body_over_its_limit(server: Server, tmp_path: Path) -> None
         }
     )
     source = written(tmp_path / "in.parquet", rows)
-    done = program("run", source, "-o", tmp_path / "out", *options("tei", server))
+    done = inside("run", source, "-o", tmp_path / "out", *options("tei", server))
     assert (done.returncode, done.stderr) == (0, "")
     (row,) = output(tmp_path / "out").to_pylist()
     assert row["requests"] == ceil(40 / (2_000_000 // len(text)))
