@@ -204,6 +204,20 @@ def test_tei_gets_no_body_over_its_limit(server: Server, tmp_path: Path) -> None
     assert row["requests"] == ceil(40 / (2_000_000 // len(text)))
 
 
+def test_an_error_that_echoes_the_request_is_an_error_all_the_same(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    """FastAPI answers 422 with every text in it, which is more than an answer may be."""
+    message = "x" * 400_000
+    server = serve(f'[[fault]]\nkind = "status"\nstatus = 422\nmessage = "{message}"\n')
+    source = written(tmp_path / "in.parquet", table(1, tag="echo"))
+    done = inside("run", source, "-o", tmp_path / "out", *options("infinity", server))
+    assert done.returncode == 3
+    (row,) = output(tmp_path / "out").to_pylist()
+    assert row["error"].endswith("the endpoint answered 422")
+    assert server.received == 1
+
+
 def test_the_providers_are_listed() -> None:
     shown = json.loads(program("providers", "--json").stdout)
     assert {one["provider"] for one in shown} == set(PROVIDERS)
