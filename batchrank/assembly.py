@@ -163,7 +163,8 @@ def _take(row: _OpenRow, slot: Slot, outcome: Scored | Failed) -> None:
 
 def _finished(row: _OpenRow) -> RowScores:
     unscored = sum(map(isnan, row.scores))
-    asked = row.requests or row.failed_requests
+    failed_requests = row.failed_requests or int(row.planned.failed)
+    asked = row.requests or failed_requests
     if not asked:
         status = "skipped"
     elif not unscored:
@@ -179,5 +180,5 @@ def _finished(row: _OpenRow) -> RowScores:
         error="; ".join(note for note in notes if note) or None,
         requests=row.requests,
         truncated=row.planned.truncated,
-        failed_requests=row.failed_requests,
+        failed_requests=failed_requests,
     )

@@ -1,4 +1,5 @@
-"""How many tokens may still be spent, counting what is in flight at its most.
+"""How many units of the provider's price (tokens, or searches) may still be spent, counting what
+is in flight at its most.
 
 A request is admitted to be sent only if the bill stays under the cap even when everything that is
 in flight, and everything whose outcome is unknown, is billed at its upper estimate.
@@ -18,7 +19,7 @@ def ceiling(tokens: int, documents: int) -> int:
 
 
 class Budget:
-    """`spent` tokens so far, of `cap` (infinite: no cap); what is reserved may yet be billed.
+    """`spent` units so far, of `cap` (infinite: no cap); what is reserved may yet be billed.
 
     `leased` is the bound of it all that has been made durable. A session that is killed may have
     spent so much, and the next one takes it that it has; so nothing is sent beyond the lease.
@@ -37,11 +38,11 @@ class Budget:
         """Whether there is a cap at all."""
         return self._cap != inf
 
-    def reserve(self, tokens: int) -> bool:
-        """Set tokens aside for a request; False, and nothing is, when the cap might be passed."""
-        if self._spent + self.reserved + tokens > self._cap:
+    def reserve(self, units: int) -> bool:
+        """Set units aside for a request; False, and nothing is, when the cap might be passed."""
+        if self._spent + self.reserved + units > self._cap:
             return False
-        self.reserved += tokens
+        self.reserved += units
         return True
 
     def wanted_lease(self) -> int | None:
@@ -53,6 +54,6 @@ class Budget:
         return self._leased
 
     def settle(self, reserved: int, billed: int | None) -> None:
-        """A request's outcome: tokens billed, or None where that stays unknown."""
+        """A request's outcome: units billed, or None where that stays unknown."""
         self.reserved -= reserved
         self._spent += reserved if billed is None else billed

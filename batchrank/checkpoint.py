@@ -274,7 +274,7 @@ def _connection(path: Path) -> sqlite3.Connection:
 
 def _most(spent: Spent) -> int:
     """What may have been billed for it."""
-    return spent.tokens + spent.tokens_at_risk
+    return spent.units + spent.units_at_risk
 
 
 def _write_meta(database: sqlite3.Connection, name: str, value: Spent | int) -> None:

@@ -286,6 +286,20 @@ def export(out: Path, form: str, file: Path | None) -> None:
 
 
 @cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
+def providers(as_json: bool) -> None:
+    """List the endpoints that are known: dialect, limits, price, key, and each figure's source.
+
+    \b
+    Example:
+      batchrank providers --json
+    """
+    from batchrank.catalogue import listed, words
+
+    _show(listed(), words, as_json=as_json)
+
+
+@cli.command()
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),

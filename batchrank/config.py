@@ -19,16 +19,23 @@ from msgspec import Meta
 
 from batchrank.errors import ConfigInvalid
 from batchrank.limits import Amount, AtLeastOne, RateLimits, RequestLimits, Whole
-from batchrank.providers import PROVIDERS, Provider
+from batchrank.pricing import Price
+from batchrank.providers import PROVIDERS, Provider, scores_lists
 
 
 class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whom to ask, and how. `base_url` ends where the SDKs' base URLs end."""
+    """Whom to ask, and how. `base_url` ends where the SDKs' base URLs end. `scores_lists`: the
+    model scores a list as a whole. `price_usd`: of a million tokens, or of a thousand searches.
+
+    Model, key variable, `scores_lists` and price are by default the provider's.
+    """
 
     provider: str = "local"
     base_url: str = ""
     model: Annotated[str, Meta(min_length=1)] = "qwen3-rerank"
     instruct: str = ""
+    scores_lists: bool = False
+    price_usd: Amount = 0.1
     api_key_env: str = "DASHSCOPE_API_KEY"
     api_key_file: str = ""
     headers: dict[str, str] = {}
@@ -64,8 +71,14 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def provider(self) -> Provider:
-        """What is known of the endpoint."""
-        return PROVIDERS[self.endpoint.provider]
+        """What is known of the endpoint and its model."""
+        return PROVIDERS[self.endpoint.provider].of(self.endpoint.model)
+
+    @property
+    def price(self) -> Price:
+        """What requests cost."""
+        known = self.provider.price or Price()
+        return msgspec.structs.replace(known, usd=self.endpoint.price_usd)
 
     def shown(self) -> dict[str, Any]:
         """The configuration as plain values, header values as "set"."""
@@ -78,7 +91,8 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         concurrency, time-outs, keys and addresses are not among them.
         """
         endpoint = {
-            name: getattr(self.endpoint, name) for name in ("provider", "model", "instruct")
+            name: getattr(self.endpoint, name)
+            for name in ("provider", "model", "instruct", "scores_lists")
         }
         sections = {
             "endpoint": endpoint,
@@ -106,20 +120,50 @@ def load(
     sections = {
         section: {**given.get(section, {}), **options.get(section, {})} for section in _SECTIONS
     }
-    provider_name = sections["endpoint"].get("provider", "local")
-    provider = PROVIDERS.get(provider_name) if isinstance(provider_name, str) else None
-    if provider is None:
-        raise ConfigInvalid(
-            f"{name}: unknown provider {provider_name!r}.{_nearest(str(provider_name), PROVIDERS)}"
-        )
-    for section, defaults in (("limits", provider.limits), ("rate", provider.rate)):
-        sections[section] = {**msgspec.to_builtins(defaults), **sections[section]}
+    for section, defaults in _defaults(sections["endpoint"], name).items():
+        sections[section] = {**defaults, **sections[section]}
     try:
         config = msgspec.convert(sections, JobConfig)
     except msgspec.ValidationError as error:
         raise ConfigInvalid(f"{name}: {_plain(str(error))}") from None
     _check(config, name, insecure_http)
     return config
+
+
+def _defaults(endpoint: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """What the provider says of its endpoint, its limits and rates under the model."""
+    provider_name = endpoint.get("provider", "local")
+    provider = PROVIDERS.get(provider_name) if isinstance(provider_name, str) else None
+    if provider is None:
+        raise ConfigInvalid(
+            f"{name}: unknown provider {provider_name!r}.{_nearest(str(provider_name), PROVIDERS)}"
+        )
+    if "model" not in endpoint and not provider.model:
+        raise ConfigInvalid(
+            f'{name}: provider "{provider_name}" has no default model: set endpoint.model to the '
+            "name that it serves."
+        )
+    model = str(endpoint.get("model", provider.model))
+    provider = provider.of(model)
+    return {
+        "endpoint": {
+            "model": provider.model,
+            "api_key_env": provider.api_key_env,
+            "scores_lists": scores_lists(model),
+            "price_usd": provider.price.usd if provider.price else 0.0,
+        },
+        "limits": msgspec.to_builtins(provider.limits),
+        "rate": msgspec.to_builtins(provider.rate),
+    }
+
+
+def check_price(config: JobConfig) -> None:
+    """Refuse a cap on a cost that nobody can tell. Raises `ConfigInvalid`."""
+    if config.provider.price is None and not config.endpoint.price_usd:
+        raise ConfigInvalid(
+            f'the price of provider "{config.endpoint.provider}" is not known here, so --max-cost '
+            "cannot be kept. Set endpoint.price_usd, in dollars for a million tokens."
+        )
 
 
 def key_of(config: JobConfig) -> str | None:
@@ -199,8 +243,19 @@ def _check(config: JobConfig, name: str, insecure_http: bool) -> None:
     for column in columns:
         if columns.count(column) > 1 or column in taken:
             raise ConfigInvalid(f"{name}: input: the output cannot have a second column {column}.")
-    if config.endpoint.base_url:
-        _check_url(config.endpoint.base_url, name, insecure_http)
+    endpoint, provider = config.endpoint, config.provider
+    if endpoint.base_url:
+        _check_url(endpoint.base_url, name, insecure_http)
+    elif provider.base_url is None:
+        raise ConfigInvalid(
+            f'{name}: provider "{endpoint.provider}" is wherever you run it: set '
+            f"endpoint.base_url, such as http://127.0.0.1:8080 ({provider.path} is added)."
+        )
+    if endpoint.instruct and provider.fields.instruct is None:
+        raise ConfigInvalid(
+            f'{name}: provider "{endpoint.provider}" takes no instruction: leave endpoint.instruct '
+            "empty."
+        )
 
 
 def _check_url(url: str, name: str, insecure_http: bool) -> None:

@@ -20,8 +20,8 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from batchrank.budget import ceiling
 from batchrank.errors import BatchrankError
+from batchrank.pricing import Price
 from batchrank.records import Dropped, Failed, Outcome, RequestPlan, Scored, Spent, row_of
 from batchrank.retry import (
     MAX_ATTEMPTS,
@@ -43,6 +43,8 @@ PLANS_PER_FLIGHT = 4
 
 DRAIN_SECONDS = 2.5
 """How long a stopped run waits for answers in flight; Airflow kills 5 s after its SIGTERM."""
+
+FREE = Price()
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -151,15 +153,26 @@ async def dispatch(
 
 
 class Sender:
-    """Asks until a plan is settled: again, in halves, or without a refused document."""
+    """Asks until a plan is settled: again, in halves, or without a refused document; only ever as
+    it is if `whole`, which the scores of a model that reads a list as a whole demand.
+    """
 
     def __init__(
-        self, endpoint: Endpoint, *, max_in_flight: int, halt: Halt, random: Random
+        self,
+        endpoint: Endpoint,
+        *,
+        max_in_flight: int,
+        halt: Halt,
+        random: Random,
+        price: Price = FREE,
+        whole: bool = False,
     ) -> None:
         self._endpoint = endpoint
         self._flights = asyncio.Semaphore(max_in_flight)
         self._halt = halt
         self._random = random
+        self._price = price
+        self._whole = whole
         self._refused: list[_Refused] = []
 
     async def settle(self, plan: RequestPlan) -> Outcome:
@@ -184,6 +197,10 @@ class Sender:
         answers = 0
         work: list[_Part] = []
         while True:
+            if self._whole and isinstance(verdict, Halve | Without):
+                verdict = GiveUp(
+                    f"{verdict.reason}; this model scores a list as a whole: not split"
+                )
             match verdict:
                 case Scores(relevance_scores=found):
                     answers += 1
@@ -254,20 +271,22 @@ class Sender:
             tally.retries += 1
 
     async def _exchange(self, body: bytes, documents: int, tokens: int, tally: "_Tally") -> Verdict:
+        most = self._price.most(tokens, documents)
         await self._halt.unless_halted(self._flights.acquire())
         try:
             sent_at = await self._halt.unless_halted(self._endpoint.admit(tokens, documents))
-            tally.sent(ceiling(tokens, documents))
+            tally.sent(most)
             answer = await self._halt.unless_abandoned(self._endpoint.exchange(body, documents))
         finally:
             self._flights.release()
         verdict = judge(answer, documents)
         if isinstance(verdict, Scores):
             tally.tokens += tokens if verdict.tokens is None else verdict.tokens
+            tally.units += self._price.billed(verdict, tokens, documents)
         if not (isinstance(verdict, Again) and verdict.possibly_paid):
             tally.unknown -= 1
         if not (isinstance(verdict, Again) and verdict.at_risk):
-            tally.at_risk -= ceiling(tokens, documents)
+            tally.at_risk -= most
         self._endpoint.learn(verdict, sent_at, tokens, documents)
         return verdict
 
@@ -280,16 +299,25 @@ class _Tally(msgspec.Struct, gc=False):
     unknown: int = 0
     at_risk: int = 0
     tokens: int = 0
+    units: int = 0
 
     def sent(self, most: int) -> None:
-        """A request is on its way that may be billed so many tokens."""
+        """A request is on its way that may be billed so many units."""
         self.requests += 1
         self.unknown += 1
         self.at_risk += most
 
     def spent(self, estimate: int = 0) -> Spent:
         """`estimate`: what the plan was likely to cost, if it was answered."""
-        return Spent(self.requests, self.retries, self.unknown, self.at_risk, self.tokens, estimate)
+        return Spent(
+            self.requests,
+            self.retries,
+            self.unknown,
+            self.at_risk,
+            self.tokens,
+            estimate,
+            self.units,
+        )
 
 
 class _Refused:

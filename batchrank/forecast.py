@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from batchrank.budget import BASE_TOKENS
 from batchrank.config import JobConfig
 from batchrank.job import columns_of, planner_of
 from batchrank.limits import RateLimits
@@ -20,6 +19,7 @@ from batchrank.records import PlannedRow
 from batchrank.report import clock, money
 from batchrank.source import Source, open_source
 from batchrank.throttle import AIM
+from batchrank.wire.cohere import searches
 
 BLOCKS = 16
 BLOCK_ROWS = 32
@@ -29,12 +29,14 @@ _COUNTS = (
     "rows",
     "rows_skipped",
     "rows_split",
+    "rows_too_large",
     "documents",
     "documents_not_sent",
     "documents_truncated",
     "requests",
     "requests_lower_bound",
     "tokens",
+    "searches",
 )
 
 
@@ -46,6 +48,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     rows_skipped: int
     rows_split: int
+    rows_too_large: int
     documents: int
     documents_not_sent: int
     documents_truncated: int
@@ -53,6 +56,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     requests_lower_bound: int
     tokens: int
     tokens_server_constant: int
+    searches: int
     cost_usd: float
     cost_is_real: bool
     seconds: float | None
@@ -88,10 +92,15 @@ def words(figures: Forecast) -> str:
     about = "about " if figures.sampled_rows else ""
     errors = figures.sample_error or {}
     within = {name: f" (± {100 * share:.1f} %)" for name, share in errors.items()}
+    too_large = (
+        f", {figures.rows_too_large:,} to fail: too large for one request, and not to be split"
+        if figures.rows_too_large
+        else ""
+    )
     took = "unknown: no rate limit is set" if figures.seconds is None else clock(figures.seconds)
     lines = [
         ("rows", f"{figures.rows:,}, {about}{figures.rows_split:,} to be split, "
-                 f"{figures.rows_skipped:,} to be skipped"),
+                 f"{figures.rows_skipped:,} to be skipped{too_large}"),
         ("documents", f"{about}{figures.documents:,}, {figures.documents_truncated:,} to be cut, "
                       f"{figures.documents_not_sent:,} not sent"),
         ("requests", f"{about}{figures.requests:,}{within.get('requests', '')}; "
@@ -122,14 +131,16 @@ def _counts(row: PlannedRow) -> dict[str, int]:
     sent = sum(len(slot.positions) for plan in row.plans for slot in plan.slots)
     return {
         "rows": 1,
-        "rows_skipped": not row.plans,
+        "rows_skipped": not row.plans and not row.failed,
         "rows_split": len(row.plans) > 1,
+        "rows_too_large": row.failed,
         "documents": row.candidates,
         "documents_not_sent": row.candidates - sent,
         "documents_truncated": row.truncated,
         "requests": len(row.plans),
         "requests_lower_bound": row.fewest,
         "tokens": sum(plan.tokens for plan in row.plans),
+        "searches": sum(searches(plan.tokens, len(plan.documents)) for plan in row.plans),
     }
 
 
@@ -166,13 +177,15 @@ def _figures(
     sampled_rows: int | None,
     sample_error: dict[str, float] | None,
 ) -> Forecast:
-    constant = totals["requests"] * BASE_TOKENS
-    billed = totals["tokens"] + constant
+    by_token = config.price.unit == "tokens"
+    price, sent = config.price, totals["documents"] - totals["documents_not_sent"]
+    constant = totals["requests"] * price.per_request + sent * price.per_document
+    units = totals["tokens"] + constant if by_token else totals["searches"]
     seconds, limited_by = _time(config.rate, totals["requests"], totals["tokens"])
     return Forecast(
         **totals,
         tokens_server_constant=constant,
-        cost_usd=round(billed * config.provider.price_per_million_tokens / 1e6, 6),
+        cost_usd=round(price.cost(units), 6),
         cost_is_real=config.provider.bills,
         seconds=seconds,
         limited_by=limited_by,

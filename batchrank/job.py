@@ -36,7 +36,7 @@ from batchrank.assembly import Assembly, Part, outcomes_before, widened
 from batchrank.budget import Budget
 from batchrank.checkpoint import Answer, Checkpoint
 from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed
-from batchrank.config import JobConfig, key_of
+from batchrank.config import JobConfig, check_price, key_of
 from batchrank.dispatch import DRAIN_SECONDS, Halt, Sender, dispatch
 from batchrank.errors import (
     BatchrankError,
@@ -57,7 +57,6 @@ from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
 from batchrank.source import Columns, Source, open_source
 from batchrank.throttle import Throttle
 from batchrank.transport import Transport, connected
-from batchrank.wire import DIALECTS
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +95,14 @@ def columns_of(config: JobConfig) -> Columns:
 
 def planner_of(config: JobConfig, *, exact: bool) -> Planner:
     """The planner of a configuration's limits."""
-    return Planner(config.limits, exact=exact, envelope_bytes=len(encode(config, "", ())))
+    # Where `top_n` is sent, an envelope without documents has one digit of what may be several.
+    digits = len(str(config.limits.max_documents)) if config.provider.fields.top_n else 0
+    return Planner(
+        config.limits,
+        exact=exact,
+        envelope_bytes=len(encode(config, "", ())) + digits,
+        whole=config.endpoint.scores_lists,
+    )
 
 
 def run(
@@ -114,6 +120,8 @@ def run(
     endpoint and `in_loop` passes the time: a test may stand in for either.
     """
     key = key_of(config)
+    if request.max_cost_usd is not None:
+        check_price(config)
     source = open_source(request.inputs, columns_of(config))
     rows = min(source.total_rows, request.limit_rows or source.total_rows)
     fingerprint = Fingerprint(list(source.files), request.limit_rows, config.deciding())
@@ -256,7 +264,7 @@ class _Run:
             headers["Authorization"] = f"Bearer {key}"
         with self._signals.told_to(stop):
             async with self._connect(
-                base_url.rstrip("/") + DIALECTS[self._config.provider.dialect].PATH,
+                base_url.rstrip("/") + self._config.provider.path,
                 headers,
                 timeout_seconds=endpoint.timeout_seconds,
                 max_in_flight=rate.max_in_flight,
@@ -273,7 +281,14 @@ class _Run:
         link = Link(
             config, transport, self._throttle, self._budget(), self._checkpoint, halt, series
         )
-        sender = Sender(link, max_in_flight=in_flight, halt=halt, random=Random())
+        sender = Sender(
+            link,
+            max_in_flight=in_flight,
+            halt=halt,
+            random=Random(),
+            price=config.price,
+            whole=config.endpoint.scores_lists,
+        )
         async with asyncio.TaskGroup() as group:
             publishing = group.create_task(self._publish())
             ticking = group.create_task(self._tick(series))
@@ -310,10 +325,9 @@ class _Run:
     def _budget(self) -> Budget:
         """What may be spent. An earlier session that was killed is taken to have used its lease."""
         cap = self._request.max_cost_usd
-        price = self._config.provider.price_per_million_tokens
-        tokens = inf if cap is None or not price else cap * 1e6 / price
-        spent = self._spent.tokens + self._spent.tokens_at_risk
-        return Budget(tokens, max(spent, self._checkpoint.leased))
+        units = inf if cap is None else self._config.price.affordable(cap)
+        spent = self._spent.units + self._spent.units_at_risk
+        return Budget(units, max(spent, self._checkpoint.leased))
 
     async def _plans(self) -> AsyncGenerator[RequestPlan, None]:
         """The plans that no committed answer settles, as fast as they are taken."""
@@ -439,7 +453,7 @@ class _Run:
         )
 
     def _cost(self) -> float:
-        return self._spent.tokens * self._config.provider.price_per_million_tokens / 1e6
+        return self._config.price.cost(self._spent.units)
 
     def _what_limited(self) -> str | None:
         if self._spent.requests == self._spent_before.requests:

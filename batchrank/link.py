@@ -7,7 +7,7 @@ else. Whatever ends the run is set on `halt`, and the request that met it is dro
 import asyncio
 from collections.abc import Sequence
 
-from batchrank.budget import Budget, ceiling
+from batchrank.budget import Budget
 from batchrank.checkpoint import Checkpoint
 from batchrank.config import JobConfig
 from batchrank.dispatch import DRAIN_SECONDS, Halt
@@ -22,14 +22,15 @@ from batchrank.wire.answers import Scores
 
 def encode(config: JobConfig, query: str, documents: Sequence[str]) -> bytes:
     """The body of a request in the endpoint's dialect."""
-    endpoint = config.endpoint
+    endpoint, provider = config.endpoint, config.provider
     ask = Ask(
         model=endpoint.model,
         query=query,
         documents=documents,
+        top_n=len(documents) if provider.fields.top_n else None,
         instruct=endpoint.instruct or None,
     )
-    return DIALECTS[config.provider.dialect].request(ask)
+    return DIALECTS[provider.dialect].request(ask, provider.fields)
 
 
 class Link:
@@ -46,6 +47,7 @@ class Link:
         series: Series,
     ) -> None:
         self._config = config
+        self._price = config.price
         self._transport = transport
         self._throttle = throttle
         self._budget = budget
@@ -67,15 +69,15 @@ class Link:
             sent_at = await self._throttle.admit(tokens)
             if self._budget.capped:
                 async with self._spending:
-                    await self._reserve(ceiling(tokens, documents))
+                    await self._reserve(self._price.most(tokens, documents))
         except BatchrankError as error:
             self._halt.set(error)
             raise asyncio.CancelledError from None
         self._series.sent()
         return sent_at
 
-    async def _reserve(self, tokens: int) -> None:
-        if not self._budget.reserve(tokens):
+    async def _reserve(self, units: int) -> None:
+        if not self._budget.reserve(units):
             raise CostReached(
                 "stopped before the cost could pass --max-cost; the same command with a higher "
                 "one goes on from here."
@@ -93,17 +95,19 @@ class Link:
         return await self._transport.exchange(body, documents)
 
     def learn(self, verdict: Verdict, sent_at: float, tokens: int, documents: int) -> None:
+        read: int | None = 0
         billed: int | None = 0
         if isinstance(verdict, Scores):
-            billed = tokens if verdict.tokens is None else verdict.tokens
+            read = tokens if verdict.tokens is None else verdict.tokens
+            billed = self._price.billed(verdict, tokens, documents)
         elif isinstance(verdict, Again) and verdict.at_risk:
-            billed = None
-        if billed is not None:
-            self._throttle.settle(tokens, billed, sent_at)
+            read = billed = None
+        if read is not None:
+            self._throttle.settle(tokens, read, sent_at)
         if self._budget.capped:
-            self._budget.settle(ceiling(tokens, documents), billed)
+            self._budget.settle(self._price.most(tokens, documents), billed)
         if isinstance(verdict, Scores):
-            self._series.answered(self._clock() - sent_at, billed or 0)
+            self._series.answered(self._clock() - sent_at, read or 0)
         else:
             throttled = isinstance(verdict, Again) and verdict.throttled
             self._series.unanswered(_reason(verdict), throttled=throttled)

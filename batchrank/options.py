@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Options = dict[str, Any]
 
 _CONFIG_OPTIONS = [
-    ("endpoint", "provider", click.STRING, "Whom to ask: local, dashscope, dashscope-native."),
+    ("endpoint", "provider", click.STRING, "Whom to ask: see `batchrank providers`."),
     ("endpoint", "model", click.STRING, "The model's name."),
     ("endpoint", "base_url", click.STRING, "Where the endpoint is, instead of the provider's URL."),
     ("endpoint", "instruct", click.STRING, "What the model is told to look for."),

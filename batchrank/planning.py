@@ -22,6 +22,10 @@ SAMPLE_FROM = 256
 SAMPLE_EVERY = 64
 TOKENS_PER_BOUND = 0.25
 """Tokens for each byte of a text, until samples tell: English 0.22, Chinese 0.27, code 0.24."""
+NOT_WHOLE = (
+    "do not fit into one request, and this model scores a list as a whole: not sent (see [limits] "
+    "and endpoint.scores_lists)"
+)
 
 
 class _Load(msgspec.Struct, gc=False):
@@ -49,7 +53,8 @@ class Planner:
     Tokens are counted where bytes cannot decide; in every row when `exact`; else in one row of
     `SAMPLE_EVERY` besides, so that a run can estimate its tokens without counting them all. The
     first rows are not sampled: the vocabulary takes 0.3 s to load, and the first request waits.
-    `envelope_bytes` is what a request weighs in bytes before query and documents.
+    `envelope_bytes` is what a request weighs in bytes before query and documents. `whole`: the
+    model scores a list as a whole, so a row is one request with every text in it, or fails.
     """
 
     def __init__(
@@ -58,12 +63,14 @@ class Planner:
         *,
         exact: bool = False,
         envelope_bytes: int = 0,
+        whole: bool = False,
         counts: Callable[[Sequence[str]], list[int]] = counts,
     ) -> None:
         self._limits = limits
         self._exact = exact
         # `_json_bytes` counts a comma after each text, and the query's quotes are in the envelope.
         self._envelope_bytes = envelope_bytes - 4
+        self._whole = whole
         self._counts = counts
         self._sampled_tokens = self._sampled_bound = 0
         self._tokens_per_bound = TOKENS_PER_BOUND
@@ -74,7 +81,7 @@ class Planner:
             return _nothing(row, "the query is null or blank")
         if not row.texts:
             return _nothing(row, "the row has no candidates")
-        load, blank = _distinct(row.texts)
+        load, blank = _distinct(row.texts, merge=not self._whole)
         if not load.texts:
             return _nothing(row, "every candidate is empty or blank")
 
@@ -82,6 +89,8 @@ class Planner:
         truncated = self._cap(query) + self._cap(load)
         query_tokens, share = self._count_if_needed(row, query, load)
         packs, oversized = self._pack(row.query, query_tokens, load)
+        if self._whole and (oversized or len(packs) > 1):
+            return _nothing(row, f"{len(load)} documents {NOT_WHOLE}", failed=True)
         return PlannedRow(
             index=row.index,
             candidates=len(row.texts),
@@ -256,20 +265,23 @@ def _deal(places: Sequence[int], shares: Sequence[float], requests: int) -> list
     return [sorted(pile) for pile in sorted(piles, key=min)]
 
 
-def _distinct(texts: Sequence[str | None]) -> tuple[_Load, list[int]]:
-    """The distinct texts worth sending, in order of first sight, and the blank positions."""
+def _distinct(texts: Sequence[str | None], *, merge: bool) -> tuple[_Load, list[int]]:
+    """The texts worth sending, in order of first sight and each once if `merge`, and the blank
+    positions.
+    """
     if len(set(texts)) == len(texts) and all(texts):
         whole = cast(Sequence[str], texts)
         if not any(map(str.isspace, whole)):  # nearly every row: a tenth of the cost
             return _Load(whole, bounds(whole), None), []
-    homes: dict[str, list[int]] = {}
+    homes: dict[str | int, list[int]] = {}
     blank = []
     for position, text in enumerate(texts):
         if text is None or not text or text.isspace():
             blank.append(position)
         else:
-            homes.setdefault(text, []).append(position)
-    return _Load(list(homes), bounds(list(homes)), list(homes.values())), blank
+            homes.setdefault(text if merge else position, []).append(position)
+    worth = [cast(str, texts[positions[0]]) for positions in homes.values()]
+    return _Load(worth, bounds(worth), list(homes.values())), blank
 
 
 def _request(
@@ -304,8 +316,8 @@ def _json_bytes(text: str) -> int:
     return len(msgspec.json.encode(text)) + 1
 
 
-def _nothing(row: Row, why: str) -> PlannedRow:
-    return PlannedRow(row.index, len(row.texts), (), 0, why, 0)
+def _nothing(row: Row, why: str, *, failed: bool = False) -> PlannedRow:
+    return PlannedRow(row.index, len(row.texts), (), 0, why, 0, failed)
 
 
 def _note(blank: Sequence[int], oversized: Sequence[int]) -> str | None:

@@ -57,6 +57,7 @@ class PlannedRow(msgspec.Struct, frozen=True, gc=False):
 
     `truncated` counts texts over the limit per document, the query included. `note` says in words
     what will not be sent and why. `fewest` is the lower bound on the number of its requests.
+    `failed`: it has something to score, and cannot be sent.
     """
 
     index: int
@@ -65,29 +66,33 @@ class PlannedRow(msgspec.Struct, frozen=True, gc=False):
     truncated: int
     note: str | None
     fewest: int
+    failed: bool = False
 
 
 class Spent(msgspec.Struct, frozen=True, gc=False):
     """What a plan's exchanges came to: requests sent, those sent again, those whose outcome stayed
-    unknown (and may have been billed) with the tokens these can have cost at the most, the tokens
-    that answers reported, and those estimated for the plans that were answered.
+    unknown (and may have been billed) with the units these can have cost at the most, the tokens
+    that answers reported, those estimated for the plans that were answered, and the units that
+    were billed. Units are what the provider's price is for: tokens again, or searches.
     """
 
     requests: int = 0
     retries: int = 0
     possibly_paid: int = 0
-    tokens_at_risk: int = 0
+    units_at_risk: int = 0
     tokens: int = 0
     estimate: int = 0
+    units: int = 0
 
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(
             self.requests + other.requests,
             self.retries + other.retries,
             self.possibly_paid + other.possibly_paid,
-            self.tokens_at_risk + other.tokens_at_risk,
+            self.units_at_risk + other.units_at_risk,
             self.tokens + other.tokens,
             self.estimate + other.estimate,
+            self.units + other.units,
         )
 
 

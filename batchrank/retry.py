@@ -35,14 +35,16 @@ _BASE_SECONDS = 0.2
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """A whole HTTP answer, of whatever status, with two of its headers: `Retry-After`, and the
-    `Date` that an absolute one is measured from, so that no clock need agree with the server's.
+    """A whole HTTP answer, of whatever status, with three of its headers: `Retry-After`, the `Date`
+    that an absolute one is measured from, so that no clock need agree with the server's, and
+    `x-compute-tokens`, which is where Text Embeddings Inference says what it read.
     """
 
     status: int
     body: bytes
     retry_after: str | None = None
     date: str | None = None
+    compute_tokens: str | None = None
 
 
 class Unanswered(msgspec.Struct, frozen=True):
@@ -102,13 +104,27 @@ class Stop(msgspec.Struct, frozen=True):
 
 Verdict = Scores | Again | Halve | Without | GiveUp | Stop
 
-_RETRIED_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_KEY_CODES = {"invalidapikey", "invalid_api_key", "no_db_connection"}
+"""The last is what a LiteLLM proxy without a database answers to any key but its own."""
+_KEY_STATUSES = {401, 498}
+"""498 is Cohere's for a key that is none."""
+_RETRIED_STATUSES = {408, 409, 424, 425, 429, 499, 500, 502, 503, 504, 529}
+"""424 is Text Embeddings Inference's for a backend that failed, 499 Cohere's for a request given
+up."""
 
 _ACCOUNT_CODES = re.compile(
     r"(?i)arrearage|accessdenied|access_denied|unpurchased|notpurchased|billoverdue|freetieronly"
     r"|modelnotfound|model_not_found|model_not_supported|workspacenotfound|workspace_not_found"
 )
-_ACCOUNT_MESSAGES = re.compile(r"(?i)free\b.*quota.*(exceeded|exhausted)|free tier.*exhausted")
+_ACCOUNT_MESSAGES = re.compile(
+    r"(?i)free\b.*quota.*(exceeded|exhausted)|free tier.*exhausted"
+    r"|limited to .{1,9} api calls / month"
+)
+_MODEL_MESSAGES = re.compile(
+    r"(?i)^invalid model|^the model `.{1,200}` does not exist|invalid model name passed"
+    r"|does not support .?rerank|this server does not support reranking"
+)
+"""Infinity, vLLM, the LiteLLM proxy; vLLM and llama.cpp on a model that is no reranker."""
 _REQUEST_SHAPE_CODES = re.compile(r"(?i)badrequest\.(empty|illegalinput)|invalidurl")
 _THROTTLES = re.compile(
     r"(?i)^throttling|^limit_?requests|^limit_burst|^insufficient_quota|^modelservingerror"
@@ -118,8 +134,14 @@ _PASSING_CODES = re.compile(
     r"|serviceunavailable|modelservingerror"
 )
 _CONTENT_CODES = re.compile(r"(?i)data_?inspection_?failed")
-_SIZE_CODES = re.compile(r"(?i)toolarge|too_large")
-_SIZE_TEXT = re.compile(r"(?i)larger than|length|too (long|large)|exceed|token")
+_SIZE_CODES = re.compile(
+    r"(?i)toolarge|too_large|too_long|exceed_context|context_length|contextwindow"
+)
+_SIZE_TEXT = re.compile(r"(?i)larger than|length|too (long|large)|exceed|token|batch size|at most")
+_SIZE_STATUSES = {400, 422}
+_TOO_LARGE = re.compile(r"(?i)is too large to process")
+"""llama.cpp answers 500 to `input (2793 tokens) is too large to process. increase the physical
+batch size`, and would answer so for ever."""
 _EMPTY_TEXT = re.compile(r"(?i)input should not be empty")
 """`text input should not be empty.: input.documents`, as captured in aigc-apps/PAI-RAG#878."""
 _NAMED = re.compile(r"document index:\s*(\d+)")
@@ -150,24 +172,29 @@ def _judge_ok(exchange: Answered, documents: int) -> Verdict:
         if answer.code.isdecimal() and 400 <= int(answer.code) < 600:
             exchange = msgspec.structs.replace(exchange, status=int(answer.code))
         return _judge_refusal(exchange, answer, documents)
+    if answer.tokens is None and (exchange.compute_tokens or "").isdecimal():
+        return msgspec.structs.replace(answer, tokens=int(exchange.compute_tokens or ""))
     return answer
 
 
 def _judge_refusal(exchange: Answered, refusal: Refusal, documents: int) -> Verdict:
     status, code, message = exchange.status, refusal.code, refusal.message
     said = _said(status, refusal)
-    if status == 401 or code.lower() in {"invalidapikey", "invalid_api_key"}:
+    if status in _KEY_STATUSES or code.lower() in _KEY_CODES:
         return Stop(KeyRefused(f"{said}. Is the key right, and of this region?"))
     of_account = status in {200, 403, 429} and _ACCOUNT_MESSAGES.search(message)
-    if status in {402, 403} or _ACCOUNT_CODES.search(code) or of_account:
+    of_model = status in {400, 404, 501} and _MODEL_MESSAGES.search(message)
+    if status in {402, 403} or _ACCOUNT_CODES.search(code) or of_account or of_model:
         return Stop(AccountRefused(f"{said}. The endpoint will not serve this account or model."))
     if status in {404, 405} or _REQUEST_SHAPE_CODES.search(code):
         return Stop(ConfigInvalid(f"{said}. Do endpoint.base_url and endpoint.provider fit?"))
     if status == 429 or _THROTTLES.search(code):
         return Again(said, throttled=True, after_seconds=seconds(exchange))
+    if _TOO_LARGE.search(message):
+        return Halve(said, size=True)
     if status in _RETRIED_STATUSES or status >= 500 or _PASSING_CODES.search(code):
         return Again(
-            said, answered=status in {200, 500}, at_risk=True, after_seconds=seconds(exchange)
+            said, answered=status in {200, 424, 500}, at_risk=True, after_seconds=seconds(exchange)
         )
     return _judge_content(status, code, message, said, documents)
 
@@ -179,7 +206,8 @@ def _judge_content(status: int, code: str, message: str, said: str, documents: i
         return Without(said, int(named[1]))
     if any(p.search(t) for p, t in ((_CONTENT_CODES, code + message), (_EMPTY_TEXT, message))):
         return Halve(said, size=False)
-    if status == 413 or _SIZE_CODES.search(code) or (status == 400 and _SIZE_TEXT.search(message)):
+    too_large = status in _SIZE_STATUSES and _SIZE_TEXT.search(message)
+    if status == 413 or _SIZE_CODES.search(code) or too_large:
         return Halve(said, size=True)
     if status == 200 and not code:
         return Again(said)

@@ -42,6 +42,8 @@ class Transport:
             ):
                 cap = _BYTES_BESIDES + documents * _BYTES_PER_RESULT
                 content = await _capped(response, cap)
+                if content is None and response.status >= 400:
+                    content = b""  # an error that echoes the request, as pydantic's do
                 if content is None:
                     return Unanswered(f"the answer is larger than {cap:,} bytes", sent=True)
                 headers = response.headers
@@ -50,6 +52,7 @@ class Transport:
                     content,
                     headers.get("Retry-After"),
                     headers.get("Date") or formatdate(usegmt=True),
+                    headers.get("x-compute-tokens"),
                 )
         except TimeoutError:
             return Unanswered(f"no answer within {self._timeout_seconds:g} s", sent=True)

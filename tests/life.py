@@ -208,13 +208,12 @@ class Life:
         sections = {**(deciding or self.nature.deciding()), "rate": session.rate}
         sections["endpoint"] = {"max_outage_seconds": 60, **sections.get("endpoint", {})}
         config = settings(URL, **sections)
-        price = config.provider.price_per_million_tokens
         request = job.Request(
             inputs=[str(self._source)],
             out=self._out,
             restart=session.restart,
             retry_failed=session.retry_failed,
-            max_cost_usd=None if self.cap == inf else self.cap * price / 1e6,
+            max_cost_usd=None if self.cap == inf else config.price.cost(self.cap),
         )
         stage = Stage(
             self._out,

@@ -54,7 +54,21 @@ BAD = {
     "no results": (b'{"id":"1","usage":{"total_tokens":3}}', "no results in the answer"),
     "empty object": (b"{}", "no results in the answer"),
     "empty output": (b'{"output":{}}', "no results in the answer"),
-    "a bare list": (b"[]", "Expected `object`, got `array`"),
+    "an empty list": (b"[]", "0 results for 2 documents"),
+    "a bare list by the longer name": (
+        json.dumps(GOOD).encode(),
+        "missing required field `score`",
+    ),
+    "a bare list with a gap": (b'[{"index":1,"score":1}]', "1 results for 2 documents"),
+    "a bare list with a NaN": (b'[{"index":1,"score":NaN}]', "not a rerank answer"),
+    "data with a gap": (
+        b'{"data":[{"index":1,"relevance_score":1}]}',
+        "1 results for 2 documents",
+    ),
+    "meta of text": (
+        flat(*GOOD).replace(b'"usage"', b'"meta":"none","usage"'),
+        "Expected `object | null`, got `str`",
+    ),
     "a number": (b"7", "Expected `object`, got `int`"),
     "nothing": (b"", "not a rerank answer"),
     "truncated": (flat(*GOOD)[:-20], "not a rerank answer"),

@@ -10,7 +10,7 @@ from helpers import program
 from batchrank import __version__
 from batchrank.cli import cli
 
-COMMANDS = ["run", "plan", "status", "verify", "evaluate", "report", "export", "serve"]
+COMMANDS = ["run", "plan", "status", "verify", "evaluate", "report", "export", "serve", "providers"]
 SHARED = [
     "--config",
     "--provider",
@@ -36,6 +36,7 @@ OPTIONS = {
     "evaluate": ["--qrels", "--against", "--json"],
     "report": ["--output"],
     "export": ["--format", "--output"],
+    "providers": ["--json"],
     "serve": ["--port", "--api-key-env"],
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchrank.config import EndpointConfig, JobConfig, key_in, key_of, load
+from batchrank.config import EndpointConfig, JobConfig, check_price, key_in, key_of, load
 from batchrank.errors import ConfigInvalid, ExitCode
 from batchrank.providers import PROVIDERS
 
@@ -167,11 +167,98 @@ def test_an_option_may_change_the_provider_of_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_every_providers_own_figures_are_valid(name: str) -> None:
-    config = load(None, {"endpoint": {"provider": name}})
-    assert config.limits == PROVIDERS[name].limits
-    assert config.rate == PROVIDERS[name].rate
-    if PROVIDERS[name].base_url:
-        assert load(None, {"endpoint": {"base_url": PROVIDERS[name].base_url}})
+    for one in (PROVIDERS[name], *PROVIDERS[name].models.values()):
+        url = one.base_url if one.base_url is not None else "http://127.0.0.1:8080"
+        config = config_of(provider=name, base_url=url, model=one.model or "m")
+        assert config.provider is PROVIDERS[name].of(one.model)
+        assert config.limits == one.limits
+        assert config.rate == one.rate
+        assert config.endpoint.api_key_env == one.api_key_env
+        assert config.price.usd == (one.price.usd if one.price else 0)
+
+
+@pytest.mark.parametrize("name", ["tei", "vllm", "infinity", "llama.cpp", "litellm"])
+def test_a_server_of_ones_own_has_no_default_address_and_needs_no_key(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(PROVIDERS[name].api_key_env, raising=False)
+    with pytest.raises(ConfigInvalid) as error:
+        config_of(provider=name, model="m")
+    assert str(error.value) == (
+        f'options: provider "{name}" is wherever you run it: set endpoint.base_url, such as '
+        "http://127.0.0.1:8080 (/rerank is added)."
+    )
+    config = config_of(provider=name, model="m", base_url="http://127.0.0.1:8080")
+    assert key_of(config) is None
+    monkeypatch.setenv(PROVIDERS[name].api_key_env, "sesame")
+    assert key_of(config) == "sesame"
+
+
+@pytest.mark.parametrize("name", ["vllm", "litellm"])
+def test_a_model_that_only_the_server_knows_must_be_named(name: str) -> None:
+    with pytest.raises(ConfigInvalid) as error:
+        config_of(provider=name, base_url="http://127.0.0.1")
+    assert str(error.value) == (
+        f'options: provider "{name}" has no default model: set endpoint.model to the name that it '
+        "serves."
+    )
+
+
+KEYS = {
+    "dashscope": "DASHSCOPE_API_KEY",
+    "dashscope-native": "DASHSCOPE_API_KEY",
+    "cohere": "COHERE_API_KEY",
+    "jina": "JINA_API_KEY",
+    "voyage": "VOYAGE_API_KEY",
+    "siliconflow": "SILICONFLOW_API_KEY",
+}
+
+
+@pytest.mark.parametrize(("name", "variable"), KEYS.items())
+def test_every_account_has_a_key_variable_of_its_own(
+    name: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ConfigInvalid, match=f"the environment variable {variable} is not set"):
+        key_of(config_of(provider=name))
+    monkeypatch.setenv("OTHER", "sesame")
+    assert key_of(config_of(provider=name, api_key_env="OTHER")) == "sesame"
+
+
+@pytest.mark.parametrize("name", ["cohere", "jina", "voyage"])
+def test_an_instruction_that_nobody_would_read_is_refused(name: str) -> None:
+    with pytest.raises(ConfigInvalid) as error:
+        config_of(provider=name, instruct="find prose")
+    assert str(error.value) == (
+        f'options: provider "{name}" takes no instruction: leave endpoint.instruct empty.'
+    )
+
+
+def test_a_model_that_scores_lists_is_known_wherever_it_is_served() -> None:
+    served = {
+        "provider": "vllm",
+        "base_url": "http://127.0.0.1",
+        "model": "jinaai/jina-reranker-v3",
+    }
+    assert config_of(**served).endpoint.scores_lists
+    assert config_of(provider="jina", model="jina-reranker-v3").endpoint.scores_lists
+    assert not config_of(provider="jina").endpoint.scores_lists
+    assert config_of(provider="jina", scores_lists=True).endpoint.scores_lists
+    assert not config_of(**served, scores_lists=False).endpoint.scores_lists
+
+
+def test_a_price_of_ones_own_counts() -> None:
+    config = config_of(provider="cohere", price_usd=1.5)
+    assert config.price.cost(2000) == 3
+    assert config.price.unit == "searches"
+
+
+def test_a_cap_on_a_cost_that_nobody_knows_is_refused() -> None:
+    check_price(config_of(provider="siliconflow", price_usd=0.04))
+    check_price(config_of(provider="tei", base_url="http://127.0.0.1"))
+    with pytest.raises(ConfigInvalid) as error:
+        check_price(config_of(provider="siliconflow"))
+    assert "Set endpoint.price_usd" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +284,32 @@ def test_the_shipped_configurations_are_valid() -> None:
     assert [load(path, {}).endpoint.provider for path in paths]
 
 
+SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_configuration_has_its_providers_figures(path: Path) -> None:
+    """So that a figure that is corrected in one place is corrected in both."""
+    shipped = load(path, {})
+    named = {name: getattr(shipped.endpoint, name) for name in ("provider", "base_url", "model")}
+    assert shipped == load(None, {"endpoint": named})
+    assert shipped.endpoint.base_url or shipped.endpoint.provider == "local"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_configuration_explains_every_line(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    settings = [place for place, line in enumerate(lines) if " = " in line.partition("#")[0]]
+    assert settings
+    for place in settings:
+        assert "#" in lines[place] or lines[place - 1].startswith("#"), lines[place]
+    assert max(map(len, lines)) <= 100
+
+
+def test_every_provider_has_a_configuration() -> None:
+    assert {load(path, {}).endpoint.provider for path in SHIPPED} == set(PROVIDERS)
+
+
 def test_the_local_configuration_spells_out_the_defaults() -> None:
     assert load(Path(__file__).parents[1] / "configs" / "local.toml", {}) == JobConfig()
 
@@ -208,6 +321,8 @@ DECIDING = [
     ("endpoint", "provider", "dashscope", True),
     ("endpoint", "model", "other", True),
     ("endpoint", "instruct", "judge", True),
+    ("endpoint", "scores_lists", True, True),
+    ("endpoint", "price_usd", 7, False),
     ("endpoint", "base_url", "https://example.org", False),
     ("endpoint", "headers", {"X-Team": "search"}, False),
     ("endpoint", "timeout_seconds", 5, False),

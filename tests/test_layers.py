@@ -9,7 +9,9 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "batchrank"
 
 CORE = {"errors", "limits", "tokens", "planning", "retry", "assembly", "budget", "providers"}
-WIRE = {"wire", "wire.answers", "wire.flat", "wire.native"}
+CORE |= {"pricing"}
+DIALECT_FILES = ("answers", "fields", "flat", "served", "cohere", "native", "voyage", "tei")
+WIRE = {"wire", *(f"wire.{name}" for name in DIALECT_FILES)}
 SHELL = {"source", "sink", "checkpoint", "transport", "throttle", "dispatch"}
 CLOCKS_AND_IO = {
     *("asyncio", "time", "os", "socket", "threading", "subprocess", "selectors", "signal", "ssl"),

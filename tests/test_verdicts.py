@@ -22,6 +22,7 @@ from batchrank.retry import (
     seconds,
     waits,
 )
+from batchrank.wire.answers import Scores
 
 settings.register_profile("timeless", deadline=None)
 settings.load_profile("timeless")
@@ -158,6 +159,53 @@ TABLE = [
         "<400> InternalError.Algo.DataInspectionFailed: " + CONTENT,
         "halve, content",
     ),
+    # Other dialects' own.
+    (498, "", "invalid token", "stop, KeyRefused"),
+    (400, "no_db_connection", "No connected db.", "stop, KeyRefused"),
+    (499, "", "", "retry"),
+    (402, "", "Your account balance is not enough", "stop, AccountRefused"),
+    (429, "", "You are using a Trial key, which is limited to 10 API calls / minute.", "throttle"),
+    (
+        429,
+        "",
+        "You are using a Trial key, which is limited to 1000 API calls / month.",
+        "stop, AccountRefused",
+    ),
+    (422, "Validation", "batch size 50 > maximum allowed batch size 32", "halve, size"),
+    (413, "Validation", "batch size 50 > maximum allowed batch size 32", "halve, size"),
+    (422, "too_long", "List should have at most 2048 items", "halve, size"),
+    (424, "Backend", "the backend failed", "retry"),
+    (429, "Overloaded", "Model is overloaded", "throttle"),
+    (503, "Unhealthy", "the backend is unhealthy", "retry"),
+    (400, "BadRequestError", "This model's maximum context length is 512 tokens", "halve, size"),
+    (
+        500,
+        "server_error",
+        "input (2793 tokens) is too large to process. increase the physical batch size",
+        "halve, size",
+    ),
+    (400, "exceed_context_size_error", "the request exceeds", "halve, size"),
+    (
+        400,
+        "",
+        "The max allowed tokens per submitted batch is 100000. Your batch has 145736",
+        "halve, size",
+    ),
+    (404, "NotFoundError", "The model `nope` does not exist.", "stop, AccountRefused"),
+    (400, "", "Invalid model: nope", "stop, AccountRefused"),
+    (400, "", "Invalid model name passed in model=nope.", "stop, AccountRefused"),
+    (
+        400,
+        "BadRequestError",
+        "The model does not support Rerank (Score) API",
+        "stop, AccountRefused",
+    ),
+    (
+        501,
+        "not_supported_error",
+        "This server does not support reranking. Start it with `--reranking`",
+        "stop, AccountRefused",
+    ),
     (400, "InvalidParameter", "unknown", "give up"),
     (422, "", "", "give up"),
     (418, "", "", "give up"),
@@ -186,6 +234,30 @@ def test_no_verdict_repeats_the_endpoints_message(
     assert SECRET not in _words(found)
     if code and verdict != "throttle":
         assert code in _words(found)
+
+
+ENVELOPES = {
+    "detail": '{"detail":"%s"}',
+    "message": '{"message":"%s"}',
+    "error": '{"error":"%s","error_type":"Validation"}',
+    "nested": '{"error":{"message":"%s","type":"t","param":null,"code":422}}',
+}
+
+
+@pytest.mark.parametrize("envelope", ENVELOPES.values(), ids=ENVELOPES)
+def test_every_envelope_is_understood_and_none_repeated(envelope: str) -> None:
+    body = (envelope % f"batch size 50 > maximum allowed batch size 32, {SECRET}").encode()
+    found = judge(Answered(422, body), 50)
+    assert kind(found) == "halve, size"
+    assert SECRET not in repr(found)
+
+
+def test_tokens_may_come_in_a_header() -> None:
+    body = b'[{"index":0,"score":0.5}]'
+    assert judge(Answered(200, body, compute_tokens="17"), 1) == Scores([0.5], 17, None)
+    assert judge(Answered(200, body, compute_tokens="many"), 1) == Scores([0.5], None, None)
+    told = b'{"results":[{"index":0,"relevance_score":0.5}],"usage":{"total_tokens":3}}'
+    assert judge(Answered(200, told, compute_tokens="17"), 1) == Scores([0.5], 3, None)
 
 
 def test_no_verdict_repeats_a_proxys_page() -> None:

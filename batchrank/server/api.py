@@ -22,16 +22,16 @@ from batchrank.server.breakage import JSON, break_answer
 from batchrank.server.faults import Fault, Seen, chance, choose
 from batchrank.server.ledger import Ledger, content_digest
 from batchrank.server.openapi import document
-from batchrank.server.refusals import Refused, envelope, invalid_request, invalid_value
+from batchrank.server.refusals import Refused, invalid_request, invalid_value
 from batchrank.server.settings import DEFAULT_INSTRUCT, ServerSettings
+from batchrank.server.voices import COMPATIBLE, ROUTES, TEI, Voice, told_apart
 from batchrank.server.weighing import Weighed, Weigher
-from batchrank.wire import DIALECTS, Ask, Dialect, Ranked
+from batchrank.wire import Ask, Ranked
 
 if TYPE_CHECKING:
     from batchrank.server.scorer import Scorer
 
-COMPATIBLE_BASE = "/compatible-api/v1"
-NATIVE_BASE = "/api/v1"
+VOICE = web.RequestKey("voice", Voice)
 # Counting 64 KiB takes less time than a trip to another thread and back.
 WEIGH_INLINE_BYTES = 65_536
 # A body that breaks HTTP itself, or its own encoding: where the next request starts is unknown.
@@ -55,9 +55,8 @@ class RerankApi:
     def application(self) -> web.Application:
         """The routes, as aiohttp serves them."""
         app = web.Application(client_max_size=self._settings.limits.max_bytes_per_request)
-        flat, native = DIALECTS["flat"], DIALECTS["dashscope-native"]
-        app.router.add_post(COMPATIBLE_BASE + flat.PATH, self._flat)
-        app.router.add_post(NATIVE_BASE + native.PATH, self._native)
+        for path in ROUTES:
+            app.router.add_post(path, self._exchange)
         app.router.add_get("/health", self._health)
         app.router.add_get("/openapi.json", self._describe)
         app.router.add_get("/ledger", self._show_ledger)
@@ -68,41 +67,30 @@ class RerankApi:
         """Forget what is still queued and end the scoring thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _flat(self, request: web.Request) -> web.StreamResponse:
-        nested = self._settings.nested_errors
-        return await self._exchange(request, DIALECTS["flat"], nested_errors=nested)
-
-    async def _native(self, request: web.Request) -> web.StreamResponse:
-        return await self._exchange(request, DIALECTS["dashscope-native"], nested_errors=False)
-
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(body=b'{"status":"ok"}', content_type=JSON)
 
     async def _describe(self, request: web.Request) -> web.Response:
-        flat_path = COMPATIBLE_BASE + DIALECTS["flat"].PATH
-        native_path = NATIVE_BASE + DIALECTS["dashscope-native"].PATH
-        body = document(self._settings, flat_path, native_path)
-        return web.Response(body=body, content_type=JSON)
+        return web.Response(body=document(self._settings), content_type=JSON)
 
     async def _show_ledger(self, request: web.Request) -> web.Response:
         full = request.query.get("full") == "1"
         return web.Response(body=self.ledger.as_json(full=full), content_type=JSON)
 
     async def _nowhere(self, request: web.Request) -> web.Response:
-        return _error(Refused(404, "NotFound"), str(uuid4()), nested=False)
+        return _error(Refused(404, "NotFound"), COMPATIBLE, str(uuid4()), nested=False)
 
-    async def _exchange(
-        self, request: web.Request, dialect: Dialect, *, nested_errors: bool
-    ) -> web.StreamResponse:
+    async def _exchange(self, request: web.Request) -> web.StreamResponse:
         request_id = str(uuid4())
+        voice = ROUTES[request.path]
         try:
-            response = await self._answer(request, dialect, request_id)
+            response = await self._answer(request, voice, request_id)
         except ConnectionError:
             response = None
         except Exception as error:
-            refused = _refused(error)
-            nested = nested_errors if refused.nested is None else refused.nested
-            response = _error(refused, request_id, nested=nested)
+            nested = self._settings.nested_errors and voice is COMPATIBLE
+            voice = request.get(VOICE, voice)
+            response = _error(_refused(error), voice, request_id, nested=nested)
             if isinstance(error, _UNREADABLE):
                 response.force_close()
         if response is None:
@@ -113,7 +101,7 @@ class RerankApi:
         return response
 
     async def _answer(
-        self, request: web.Request, dialect: Dialect, request_id: str
+        self, request: web.Request, voice: Voice, request_id: str
     ) -> web.StreamResponse | None:
         """One request from the door to its answer, in the order that a gateway works."""
         ordinal = self.ledger.arrive()
@@ -122,8 +110,9 @@ class RerankApi:
             return await self._broken(request, fault, at_door, None)
         self._authorise(request)
         body = await request.read()
-        ask, dialect = read_ask(body, dialect)
-        check_ask(ask, self._settings.models, self._settings.limits.max_documents)
+        request[VOICE] = voice = told_apart(voice, body)
+        ask, voice = read_ask(body, voice)
+        check_ask(ask, voice, self._settings.models, self._settings.limits.max_documents)
         content = content_digest(ask)
         seen = self._seen(ordinal, content, ask, len(body))
         fault = self._fault(seen)
@@ -131,14 +120,15 @@ class RerankApi:
             return await self._broken(request, fault, seen, None)
         weighed = await self._admitted(ask, len(body))
         # Shielded: a client that leaves does not unscore what was taken in.
-        answer = await asyncio.shield(
+        answer, tokens = await asyncio.shield(
             asyncio.get_running_loop().run_in_executor(
-                self._thread, self._scored, ask, weighed, dialect, content, request_id
+                self._thread, self._scored, ask, weighed, voice, content, request_id
             )
         )
         if fault is not None:
             return await self._broken(request, fault, seen, answer)
-        return web.Response(body=answer, content_type=JSON)
+        told = {"x-compute-tokens": str(tokens)} if voice is TEI else None
+        return web.Response(body=answer, content_type=JSON, headers=told)
 
     def _authorise(self, request: web.Request) -> None:
         key = self._settings.api_key
@@ -198,14 +188,14 @@ class RerankApi:
         return weighed.tokens + self._settings.tokens_per_request + per_document
 
     def _scored(
-        self, ask: Ask, weighed: Weighed, dialect: Dialect, content: bytes, request_id: str
-    ) -> bytes:
-        """Score, bill and write the answer, in the scoring thread."""
+        self, ask: Ask, weighed: Weighed, voice: Voice, content: bytes, request_id: str
+    ) -> tuple[bytes, int]:
+        """Score, bill and write the answer, in the scoring thread; with it, the tokens billed."""
         instruct = ask.instruct or DEFAULT_INSTRUCT
         scores = self._scorer.scores(weighed.query, weighed.documents, instruct)
         tokens = self._billed(weighed)
         self.ledger.bill(content, tokens)
-        return dialect.answer(ask, _ranking(ask, scores), tokens, request_id)
+        return voice.dialect.answer(ask, _ranking(ask, scores), tokens, request_id), tokens
 
 
 def _ranking(ask: Ask, scores: list[float]) -> list[Ranked]:
@@ -232,10 +222,10 @@ def _refused(error: Exception) -> Refused:
     return Refused(500, "InternalError")
 
 
-def _error(refused: Refused, request_id: str, *, nested: bool) -> web.Response:
+def _error(refused: Refused, voice: Voice, request_id: str, *, nested: bool) -> web.Response:
     response = web.Response(
         status=refused.status,
-        body=envelope(refused, request_id, nested=nested),
+        body=voice.error(refused, request_id, nested=nested),
         content_type=JSON,
     )
     if refused.retry_after is not None:

@@ -18,8 +18,9 @@ from aiohttp import web
 
 from batchrank import tokens
 from batchrank.errors import ConfigInvalid
-from batchrank.server.api import COMPATIBLE_BASE, RerankApi
+from batchrank.server.api import RerankApi
 from batchrank.server.settings import ServerSettings
+from batchrank.server.voices import COMPATIBLE_BASE
 
 if TYPE_CHECKING:
     from batchrank.server.scorer import Scorer

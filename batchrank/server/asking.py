@@ -9,9 +9,8 @@ from typing import Any
 import msgspec
 
 from batchrank.server.refusals import Refused, invalid_request, invalid_value
-from batchrank.wire import DIALECTS, Ask, Dialect
-
-_FLAT, _NATIVE = DIALECTS["flat"], DIALECTS["dashscope-native"]
+from batchrank.server.voices import COMPATIBLE, NATIVE, TEI, TEI_DOCUMENTS, Voice
+from batchrank.wire import Ask
 
 
 class _Wrapper(msgspec.Struct, frozen=True):
@@ -21,23 +20,27 @@ class _Wrapper(msgspec.Struct, frozen=True):
 _wrapper = msgspec.json.Decoder(_Wrapper)
 
 
-def read_ask(body: bytes, dialect: Dialect) -> tuple[Ask, Dialect]:
-    """The request, and the dialect it was written in: the native route takes flat bodies too."""
+def read_ask(body: bytes, voice: Voice) -> tuple[Ask, Voice]:
+    """The request, and the voice to answer it in: the native route takes flat bodies too."""
     try:
-        return _read(body, dialect)
+        return _read(body, voice), voice
     except msgspec.ValidationError as error:
-        flat = dialect is _NATIVE and _looks_flat(body)
-        return read_ask(body, _FLAT) if flat else _refuse(body, dialect, error)
+        if voice is NATIVE and _looks_flat(body):
+            return read_ask(body, COMPATIBLE)
+        raise _refusal(body, voice, error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise invalid_request("The body is not JSON.") from None
 
 
-def check_ask(ask: Ask, models: tuple[str, ...], max_documents: int) -> None:
-    """Refuse what the real API refuses, in its order and words. Raises `Refused`."""
-    if not ask.model:
+def check_ask(ask: Ask, voice: Voice, models: tuple[str, ...], max_documents: int) -> None:
+    """Refuse what Model Studio refuses, in its order and words. Raises `Refused`."""
+    if not ask.model and voice is not TEI:
         raise Refused(400, "BadRequest.EmptyModel")
-    if ask.model not in models:
+    if voice.own_models and ask.model not in models:
         raise Refused(404, "ModelNotFound")
+    if voice is TEI and len(ask.documents) > TEI_DOCUMENTS:
+        what = f"batch size {len(ask.documents)} > maximum allowed batch size {TEI_DOCUMENTS}"
+        raise Refused(422, "Validation", what)
     if not 0 < len(ask.documents) <= max_documents:
         raise invalid_value(
             "batch size of documents is invalid, it should not be empty or larger than "
@@ -55,11 +58,11 @@ def check_ask(ask: Ask, models: tuple[str, ...], max_documents: int) -> None:
         )
 
 
-def _read(body: bytes, dialect: Dialect) -> tuple[Ask, Dialect]:
-    ask = dialect.read_request(body)
-    if dialect is _NATIVE and _wrapper.decode(body).parameters is None:
+def _read(body: bytes, voice: Voice) -> Ask:
+    ask = voice.dialect.read_request(body)
+    if voice is NATIVE and _wrapper.decode(body).parameters is None:
         raise Refused(400, "BadRequest.EmptyParameters")
-    return ask, dialect
+    return ask
 
 
 def _looks_flat(body: bytes) -> bool:
@@ -76,18 +79,19 @@ def _fields(body: bytes) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _refuse(body: bytes, dialect: Dialect, error: msgspec.ValidationError) -> tuple[Ask, Dialect]:
-    """Tell what is missing from what is of the wrong type. Always raises `Refused`."""
+def _refusal(body: bytes, voice: Voice, error: msgspec.ValidationError) -> Refused:
+    """What is missing, told from what is of the wrong type. Raises `Refused` itself for no JSON."""
     fields = _fields(body)
     if not fields:
-        raise invalid_request("The body is not an object, or is empty.") from None
-    if fields.get("model") is None:
-        raise Refused(400, "BadRequest.EmptyModel") from None
-    given = fields.get("input") if dialect is _NATIVE else fields
+        return invalid_request("The body is not an object, or is empty.")
+    if voice is not TEI and fields.get("model") is None:
+        return Refused(400, "BadRequest.EmptyModel")
+    given = fields.get("input") if voice is NATIVE else fields
+    documents = "texts" if voice is TEI else "documents"
     if given is None or (
-        isinstance(given, dict) and (given.get("query") is None or given.get("documents") is None)
+        isinstance(given, dict) and (given.get("query") is None or given.get(documents) is None)
     ):
-        raise Refused(400, "BadRequest.EmptyInput") from None
-    if dialect is _NATIVE and fields.get("parameters", {}) is None:
-        raise Refused(400, "BadRequest.EmptyParameters") from None
-    raise invalid_request(f"{error}.") from None
+        return Refused(400, "BadRequest.EmptyInput")
+    if voice is NATIVE and fields.get("parameters", {}) is None:
+        return Refused(400, "BadRequest.EmptyParameters")
+    return invalid_request(f"{error}.")

@@ -15,8 +15,12 @@ def damaged(kind: str, body: bytes, documents: int, random: Random) -> bytes:
     if kind == "bad_json":
         return b'{"object":"list","results":[{"index":0,"relevance_score":}]'
     answer = json.loads(body)
-    holder = answer if "results" in answer else answer["output"]
-    holder["results"] = DAMAGES[kind](holder["results"], documents, random)
+    if isinstance(answer, list):
+        answer = DAMAGES[kind](answer, documents, random)
+    else:
+        holder = answer.get("output", answer)
+        where = "results" if "results" in holder else "data"
+        holder[where] = DAMAGES[kind](holder[where], documents, random)
     # The standard library writes NaN and Infinity as JavaScript does, which is the point here.
     return json.dumps(answer, separators=(",", ":")).encode()
 
@@ -48,7 +52,8 @@ def _last_index(wrong: Callable[[int], int]) -> Callable[[Results, int, Random],
 def _one_score(wrong: object) -> Callable[[Results, int, Random], Results]:
     def change(results: Results, documents: int, random: Random) -> Results:
         place = random.randrange(len(results))
-        one = {**results[place], "relevance_score": wrong}
+        name = "score" if "score" in results[place] else "relevance_score"
+        one = {**results[place], name: wrong}
         return [*results[:place], one, *results[place + 1 :]]
 
     return change

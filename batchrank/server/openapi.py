@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from batchrank.server.settings import ServerSettings
+from batchrank.server.voices import COMPATIBLE_PATH, NATIVE_PATH, TEI_DOCUMENTS
 
 _TEXT = {"type": "string", "minLength": 1}
 _RESULTS = {
@@ -27,21 +28,35 @@ _USAGE = {
     "required": ["total_tokens"],
     "properties": {"total_tokens": {"type": "integer", "minimum": 1}},
 }
+_TEI_ANSWER = {
+    "type": "array",
+    "items": {"type": "object", "required": ["index", "score"]},
+}
 _ERROR = {"type": "object"}
 _STATUSES = {
     "400": "the request is refused; the message says why",
     "401": "the key is refused",
     "404": "no such model",
     "413": "the body is too large",
+    "422": "too many texts for one request",
     "429": "a limit of the account is reached",
 }
 
 
-def document(settings: ServerSettings, flat_path: str, native_path: str) -> bytes:
+def document(settings: ServerSettings) -> bytes:
     """The description under these settings, as JSON."""
+    flat, others = _flat_request(settings), _flat_request(settings, _TEXT)
+    voyage, tei = _voyage_request(settings), _tei_request()
     paths = {
-        flat_path: _operation("rerank", _flat_request(settings), _flat_answer()),
-        native_path: _operation("rerankNative", _native_request(settings), _native_answer()),
+        COMPATIBLE_PATH: _operation("rerank", flat, _flat_answer()),
+        NATIVE_PATH: _operation("rerankNative", _native_request(settings), _native_answer()),
+        "/v2/rerank": _operation("rerankCohere", others, _cohere_answer()),
+        "/v1/rerank": _operation(
+            "rerankJina", {"anyOf": [others, voyage]}, {"anyOf": [_flat_answer(), _voyage_answer()]}
+        ),
+        "/rerank": _operation(
+            "rerankSelfHosted", {"anyOf": [others, tei]}, {"anyOf": [_flat_answer(), _TEI_ANSWER]}
+        ),
         "/health": {"get": {"operationId": "health", "responses": _ok({"type": "object"})}},
         "/ledger": {"get": {"operationId": "ledger", "responses": _ok({"type": "object"})}},
     }
@@ -83,12 +98,12 @@ def _documents(settings: ServerSettings) -> dict[str, Any]:
     return {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": most}
 
 
-def _flat_request(settings: ServerSettings) -> dict[str, Any]:
+def _flat_request(settings: ServerSettings, model: dict[str, Any] | None = None) -> dict[str, Any]:
     return {
         "type": "object",
         "required": ["model", "query", "documents"],
         "properties": {
-            "model": {"enum": list(settings.models)},
+            "model": model or {"enum": list(settings.models)},
             "query": _TEXT,
             "documents": _documents(settings),
             "top_n": {"type": "integer", "minimum": 1},
@@ -123,7 +138,52 @@ def _flat_answer() -> dict[str, Any]:
     return {
         "type": "object",
         "required": ["object", "results", "model", "id", "usage"],
-        "properties": {"object": {"const": "list"}, "results": _RESULTS, "usage": _USAGE},
+        "properties": {
+            "object": {"enum": ["list", "rerank"]},
+            "results": _RESULTS,
+            "usage": _USAGE,
+        },
+    }
+
+
+def _voyage_request(settings: ServerSettings) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["model", "query", "documents", "truncation"],
+        "properties": {
+            "model": _TEXT,
+            "query": _TEXT,
+            "documents": _documents(settings),
+            "top_k": {"type": ["integer", "null"], "minimum": 1},
+            "truncation": {"type": "boolean"},
+            "return_documents": {"type": "boolean"},
+        },
+    }
+
+
+def _voyage_answer() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["object", "data", "model", "usage"],
+        "properties": {"object": {"const": "list"}, "data": {"type": "array"}, "usage": _USAGE},
+    }
+
+
+def _tei_request() -> dict[str, Any]:
+    texts = {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": TEI_DOCUMENTS}
+    flags = {name: {"type": "boolean"} for name in ("truncate", "return_text")}
+    return {
+        "type": "object",
+        "required": ["query", "texts"],
+        "properties": {"query": _TEXT, "texts": texts, **flags},
+    }
+
+
+def _cohere_answer() -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ["id", "results", "meta"],
+        "properties": {"results": _RESULTS, "meta": {"type": "object"}},
     }
 
 

@@ -1,12 +1,10 @@
-"""Errors as Model Studio words them: a status, a code and a message, in one of two envelopes.
+"""Errors as Model Studio words them: a status, a code and a message. `voices` has the envelopes.
 
 Codes and messages are the vendor's own where they are documented ("Error codes", copy of June
 2026) or were captured in public issues (Tencent/WeKnora#806 and #3458 for the two on documents).
 No text of a captured reply is known for a request over its token limit, for `top_n` below 1 and
 for a value of the wrong type: those three are worded here in the same manner.
 """
-
-import msgspec
 
 MESSAGES = {
     "AccessDenied": "Access denied.",
@@ -89,18 +87,3 @@ def invalid_value(what: str, where: str) -> Refused:
 def invalid_request(detail: str) -> Refused:
     """A 400 for a body that is not a request at all; `detail` quotes paths, never values."""
     return Refused(400, "InvalidParameter", f"{MESSAGES['InvalidParameter']} {detail}")
-
-
-def envelope(refused: Refused, request_id: str, *, nested: bool) -> bytes:
-    """The body of an error answer: flat, or nested as in OpenAI's API."""
-    if not nested:
-        return msgspec.json.encode(
-            {"code": refused.code, "message": refused.message, "request_id": request_id}
-        )
-    error = {
-        "code": refused.code,
-        "param": None,
-        "message": refused.message,
-        "type": refused.code,
-    }
-    return msgspec.json.encode({"error": error, "id": request_id, "request_id": request_id})

@@ -7,19 +7,18 @@ and nothing here knows what an error means (that is `retry`).
 from collections.abc import Sequence
 from typing import Protocol
 
-from batchrank.wire import flat, native
+from batchrank.wire import cohere, flat, native, served, tei, voyage
 from batchrank.wire.answers import Ask, Ranked
+from batchrank.wire.fields import Fields
 
-__all__ = ["DIALECTS", "Ask", "Dialect", "Ranked"]
+__all__ = ["DIALECTS", "Ask", "Dialect", "Fields", "Ranked"]
 
 
 class Dialect(Protocol):
-    """What a module under `wire/` offers. `PATH` follows the base URL."""
+    """What a module under `wire/` offers. How an answer is read is the same for all: `answers`."""
 
-    PATH: str
-
-    def request(self, ask: Ask) -> bytes:
-        """The body of a request."""
+    def request(self, ask: Ask, fields: Fields = ..., /) -> bytes:
+        """The body of a request. The flat form alone differs by `fields`."""
 
     def read_request(self, body: bytes) -> Ask:
         """A request's body as the server reads it; msgspec.ValidationError where it is not one."""
@@ -28,4 +27,11 @@ class Dialect(Protocol):
         """The body of a 200 answer, best document first."""
 
 
-DIALECTS: dict[str, Dialect] = {"flat": flat, "dashscope-native": native}
+DIALECTS: dict[str, Dialect] = {
+    "flat": flat,
+    "served": served,
+    "cohere": cohere,
+    "dashscope-native": native,
+    "voyage": voyage,
+    "tei": tei,
+}

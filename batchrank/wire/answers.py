@@ -1,12 +1,16 @@
 """Answers read and checked: the same reader for every dialect, since peers mix their shapes.
 
+Results stand under `results`, `output.results` or `data`, or are a bare list; their scores are
+called `relevance_score`, or `score`. Each shape has a decoder of its own: telling them apart costs
+the usual answer nothing.
+
 A body is a `Scores` only when each of the request's documents has exactly one finite score under
 an index that is an int and in range; it is a `Refusal` when it carries an error, whatever the HTTP
 status; anything else raises `BadAnswer`. A gap is never read as a 0, nor a missing list as empty.
 """
 
 from collections.abc import Sequence
-from math import isfinite
+from math import ceil, inf, isfinite
 
 import msgspec
 
@@ -39,11 +43,14 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Scores(msgspec.Struct, frozen=True):
-    """A whole answer: a score per document in request order, and the tokens billed if told."""
+    """A whole answer: a score per document in request order, and what was billed if told: tokens,
+    or searches.
+    """
 
     relevance_scores: list[float]
     tokens: int | None
     request_id: str | None
+    searches: int | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -64,7 +71,21 @@ class _Error(msgspec.Struct, frozen=True):
     message: str | None = None
 
 
+class _Detail(msgspec.Struct, frozen=True):
+    """One of pydantic's complaints, as FastAPI answers 422 with them."""
+
+    type: str = ""
+    msg: str = ""
+
+
 class _Result(msgspec.Struct, frozen=True, gc=False):
+    index: int
+    relevance_score: float
+
+
+class _Named(msgspec.Struct, frozen=True, gc=False, rename={"relevance_score": "score"}):
+    """A result whose score goes by the shorter name."""
+
     index: int
     relevance_score: float
 
@@ -73,12 +94,27 @@ class _Output(msgspec.Struct, frozen=True):
     results: list[_Result] | None = None
 
 
+class _Billed(msgspec.Struct, frozen=True):
+    search_units: float | None = None
+    total_tokens: int | None = None
+
+
+class _Meta(msgspec.Struct, frozen=True):
+    """Where Cohere tells its searches, and LiteLLM the tokens."""
+
+    billed_units: _Billed | None = None
+    tokens: Usage | None = None
+
+
 class _Body(msgspec.Struct, frozen=True):
-    """Every field that an answer or an error of either form may have."""
+    """Every field that an answer or an error of any form may have; `tokens` is SiliconFlow's."""
 
     results: list[_Result] | None = None
     output: _Output | None = None
+    data: list[_Result] | None = None
     usage: Usage | None = None
+    tokens: Usage | None = None
+    meta: _Meta | None = None
     code: str | int | None = None
     message: str | None = None
     error: _Error | str | None = None
@@ -92,31 +128,55 @@ class _ErrorBody(msgspec.Struct, frozen=True):
     code: str | int | None = None
     message: str | None = None
     error: _Error | str | None = None
+    error_type: str | None = None
+    detail: list[_Detail] | str | None = None
     request_id: str | None = None
     id: str | None = None
 
 
+class _NamedBody(_Body, frozen=True):
+    results: list[_Named] | None = None  # type: ignore[assignment]
+    data: list[_Named] | None = None  # type: ignore[assignment]
+
+
 _body = msgspec.json.Decoder(_Body)
+_named_body = msgspec.json.Decoder(_NamedBody)
+_bare = msgspec.json.Decoder(list[_Named])
 _error_body = msgspec.json.Decoder(_ErrorBody)
 
 
 def read(body: bytes, documents: int) -> Scores | Refusal:
     """The answer of HTTP status 200 to a request of so many documents. Raises `BadAnswer`."""
     try:
-        answer = _body.decode(body)
+        if body[:1] == b"[":
+            return Scores(_in_order(_bare.decode(body), documents), None, None)
+        answer = _decoded(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # Not the decoder's own words on values: they quote paths only, never the text.
         raise BadAnswer(f"not a rerank answer: {error}") from None
     results = answer.results
-    if results is None and answer.output is not None:
-        results = answer.output.results
+    if results is None:
+        results = answer.data if answer.output is None else answer.output.results
     if not results and (answer.error is not None or answer.code or answer.message):
         return _refusal(answer)
     if results is None:
         raise BadAnswer("no results in the answer")
     return Scores(
-        _in_order(results, documents), _billed(answer.usage), answer.request_id or answer.id
+        _in_order(results, documents),
+        _billed(answer),
+        answer.request_id or answer.id,
+        _searches(answer.meta),
     )
+
+
+def _decoded(body: bytes) -> _Body:
+    try:
+        return _body.decode(body)
+    except msgspec.ValidationError as error:
+        try:
+            return _named_body.decode(body)
+        except msgspec.ValidationError:
+            raise error from None
 
 
 def read_refusal(body: bytes) -> Refusal:
@@ -127,11 +187,23 @@ def read_refusal(body: bytes) -> Refusal:
         return Refusal("", "", None)
 
 
-def _billed(usage: Usage | None) -> int | None:
-    if usage is None:
-        return None
-    tokens = usage.total_tokens or usage.input_tokens or usage.prompt_tokens
+def _billed(answer: _Body) -> int | None:
+    meta = answer.meta
+    usage = answer.usage or answer.tokens or (None if meta is None else meta.tokens)
+    if usage is not None:
+        tokens = usage.total_tokens or usage.input_tokens or usage.prompt_tokens
+    else:
+        tokens = (
+            None if meta is None or meta.billed_units is None else meta.billed_units.total_tokens
+        )
     return tokens if tokens is not None and tokens >= 0 else None
+
+
+def _searches(meta: _Meta | None) -> int | None:
+    if meta is None or meta.billed_units is None or meta.billed_units.search_units is None:
+        return None
+    units = meta.billed_units.search_units
+    return ceil(units) if 0 <= units < inf else None
 
 
 def _refusal(body: _Body | _ErrorBody) -> Refusal:
@@ -139,12 +211,25 @@ def _refusal(body: _Body | _ErrorBody) -> Refusal:
     if isinstance(body.error, str):
         message = message or body.error
     elif body.error is not None:
-        code = code or body.error.code or body.error.type
+        code = code or body.error.code
         message = message or body.error.message
+        if isinstance(body, _ErrorBody) and not _is_word(code):  # then it only repeats the status
+            code = body.error.type or code
+        code = code or body.error.type
+    if isinstance(body, _ErrorBody):
+        code = code or body.error_type
+        if isinstance(body.detail, str):
+            message = message or body.detail
+        elif body.detail:
+            code, message = code or body.detail[0].type, message or body.detail[0].msg
     return Refusal(str(code or ""), message or "", body.request_id or body.id)
 
 
-def _in_order(results: Sequence[_Result], documents: int) -> list[float]:
+def _is_word(code: str | int | None) -> bool:
+    return isinstance(code, str) and bool(code) and not code.isdecimal()
+
+
+def _in_order(results: Sequence[_Result | _Named], documents: int) -> list[float]:
     """A score per document. Checked as a whole, which is four times as fast as one by one; only
     what fails is looked at again, to say what is wrong with it.
     """
@@ -159,7 +244,7 @@ def _in_order(results: Sequence[_Result], documents: int) -> list[float]:
     return ordered
 
 
-def _check(results: Sequence[_Result], documents: int) -> None:
+def _check(results: Sequence[_Result | _Named], documents: int) -> None:
     """Raise for a gap, an index out of range or twice, a score that is not finite."""
     if len(results) != documents:
         raise BadAnswer(f"{len(results)} results for {documents} documents")

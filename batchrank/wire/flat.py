@@ -1,30 +1,57 @@
-"""The OpenAI-compatible form of Model Studio: `POST {base_url}/reranks`, one flat object.
+"""The flat form: `{model, query, documents}` to `{results: [{index, relevance_score}]}`.
 
-Source: Model Studio, "OpenAI compatible reranking" and "Text rerank"; note the plural in the path
-and `compatible-api` (not `compatible-mode`) in the base URL. `top_n` and `return_documents` are
-left out of what the client sends: all scores are wanted, and an echo would only cost bandwidth.
+Model Studio's OpenAI-compatible route, Cohere v2, Jina, vLLM, Infinity, SiliconFlow, llama.cpp and
+the LiteLLM proxy speak it; `Fields` says how each differs. Sources: Model Studio, "OpenAI
+compatible reranking"; those of the others are named in `providers`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from batchrank.wire.answers import Ask, Ranked
-
-PATH = "/reranks"
-
-
-_request = msgspec.json.Decoder(Ask)
+from batchrank.wire.fields import MODEL_STUDIO, Fields
 
 
-def request(ask: Ask) -> bytes:
+class _Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What any of them may be sent; the instruction goes by two names."""
+
+    model: str
+    query: str
+    documents: Sequence[str]
+    top_n: int | None = None
+    instruct: str | None = None
+    instruction: str | None = None
+    return_documents: bool | None = None
+
+
+_request = msgspec.json.Decoder(_Request)
+
+
+def request(ask: Ask, fields: Fields = MODEL_STUDIO) -> bytes:
     """The body of a request."""
-    return msgspec.json.encode(ask)
+    body: dict[str, Any] = {"model": ask.model, "query": ask.query, "documents": ask.documents}
+    if ask.top_n is not None:
+        body["top_n"] = ask.top_n
+    if ask.instruct is not None and fields.instruct is not None:
+        body[fields.instruct] = ask.instruct
+    if ask.return_documents or fields.return_documents:
+        body["return_documents"] = ask.return_documents
+    return msgspec.json.encode(body)
 
 
 def read_request(body: bytes) -> Ask:
     """A request's body as the server reads it. Raises msgspec.ValidationError, DecodeError."""
-    return _request.decode(body)
+    read = _request.decode(body)
+    return Ask(
+        model=read.model,
+        query=read.query,
+        documents=read.documents,
+        top_n=read.top_n,
+        instruct=read.instruction if read.instruct is None else read.instruct,
+        return_documents=bool(read.return_documents),
+    )
 
 
 def answer(ask: Ask, ranked: Sequence[Ranked], tokens: int, request_id: str) -> bytes:

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from batchrank.wire.answers import Ask, Ranked
-
-PATH = "/services/rerank/text-rerank/text-rerank"
+from batchrank.wire.fields import Fields
 
 
 class _Input(msgspec.Struct, frozen=True):
@@ -33,7 +32,7 @@ class _Request(msgspec.Struct, frozen=True):
 _request = msgspec.json.Decoder(_Request)
 
 
-def request(ask: Ask) -> bytes:
+def request(ask: Ask, fields: Fields | None = None) -> bytes:
     """The body of a request."""
     parameters = _Parameters(ask.top_n, ask.return_documents, ask.instruct)
     return msgspec.json.encode(_Request(ask.model, _Input(ask.query, ask.documents), parameters))

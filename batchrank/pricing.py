@@ -1,0 +1,51 @@
+"""What a request costs, in the unit that its provider counts: tokens, or Cohere's searches."""
+
+from math import ceil, inf
+from typing import Literal
+
+import msgspec
+
+from batchrank.budget import ceiling
+from batchrank.wire.answers import Scores
+from batchrank.wire.cohere import most_searches, searches
+
+
+class Price(msgspec.Struct, frozen=True):
+    """US dollars for a million tokens, or for a thousand searches; units are single ones.
+
+    Tokens are counted here with Qwen's vocabulary. `margin` is how many times more of them another
+    provider's own tokenizer is taken to make at the most; `per_request` and `per_document` are what
+    the server is thought to add to them.
+    """
+
+    usd: float = 0.0
+    unit: Literal["tokens", "searches"] = "tokens"
+    margin: float = 1.0
+    per_request: int = 0
+    per_document: int = 0
+
+    def cost(self, units: int) -> float:
+        """US dollars for so many tokens, or searches."""
+        return units * self.usd / self._per
+
+    def affordable(self, usd: float) -> float:
+        """How many units so much buys: without end, where they cost nothing."""
+        return usd * self._per / self.usd if self.usd else inf
+
+    def likely(self, tokens: int, documents: int) -> int:
+        """The units of a request, before it is sent."""
+        return tokens if self.unit == "tokens" else searches(tokens, documents)
+
+    def most(self, tokens: int, documents: int) -> int:
+        """The most units that a request can be billed."""
+        counted = ceiling if self.unit == "tokens" else most_searches
+        return counted(ceil(tokens * self.margin) + self.per_document * documents, documents)
+
+    def billed(self, answer: Scores, tokens: int, documents: int) -> int:
+        """The units that an answer was billed: what it says, or else what is likely."""
+        said = answer.tokens if self.unit == "tokens" else answer.searches
+        return self.likely(tokens, documents) if said is None else said
+
+    @property
+    def _per(self) -> float:
+        return 1e6 if self.unit == "tokens" else 1e3
