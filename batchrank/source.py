@@ -24,6 +24,8 @@ from batchrank.records import Row
 BATCH_ROWS = 256
 _BATCH_BYTES = 2 << 20
 _PROBE_ROWS = 4
+_MOST_ROW_BYTES = 64 << 20
+"""Of a row, taken over a row group or batch: Arrow holds it several times over while it is read."""
 ROW_COLUMN = "row"
 STATE = "_batchrank"
 DOC_IDS = "doc_ids"
@@ -116,6 +118,7 @@ class Source:
                 end = start + parquet.metadata.row_group(group).num_rows
                 if end > first and start < stop:
                     for batch in _batches(parquet, group, list(dict.fromkeys(names))):
+                        _check_size(path, group, batch.nbytes, batch.num_rows)
                         for at, piece in _cut(batch, start, first, stop, rows_per_part):
                             yield self._chunk(at, piece)
                         start += batch.num_rows
@@ -243,6 +246,8 @@ def _footer(path: Path) -> tuple[FileIdentity, pa.Schema]:
             groups = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
             if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
                 raise InputBad(f"{path}: its footer contradicts itself.")
+            for group, rows in enumerate(groups):
+                _check_size(path, group, metadata.row_group(group).total_byte_size, rows)
             identity = FileIdentity(path.name, size, metadata.num_rows, digest)
             return identity, parquet.schema_arrow
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -321,7 +326,19 @@ def _batches(parquet: pq.ParquetFile, group: int, names: list[str]) -> Iterator[
     if probe is None or not probe.num_rows:
         return
     row_bytes = max(1, probe.nbytes // probe.num_rows)
+    if row_bytes > _MOST_ROW_BYTES:  # it will be refused: not read twice
+        yield probe
+        return
+    del probe
     yield from read(max(1, min(BATCH_ROWS, _BATCH_BYTES // row_bytes)))
+
+
+def _check_size(path: Path, group: int, size: int, rows: int) -> None:
+    if rows and size > rows * _MOST_ROW_BYTES:
+        raise InputBad(
+            f"{path}: {rows} rows of row group {group} take {size >> 20:,} MB, and a row may take "
+            f"{_MOST_ROW_BYTES >> 20}. Shorten their texts, of which only a part would be read."
+        )
 
 
 def _cut(

@@ -18,6 +18,7 @@ from helpers import (
     Server,
     expected,
     expected_of,
+    one_row,
     output,
     program,
     score,
@@ -25,7 +26,7 @@ from helpers import (
     written,
 )
 
-from batchrank.errors import BatchrankError, ExitCode
+from batchrank.errors import BatchrankError, ExitCode, InputBad
 from batchrank.source import Columns, open_source
 
 COLUMNS = Columns("query_id", "query", "candidates", ())
@@ -658,3 +659,13 @@ def test_memory_does_not_follow_the_row_group(tmp_path: Path) -> None:
     small, large = peak(1_000), peak(20_000)
     print(f"VmHWM: {small:,} kB in groups of 1,000 rows, {large:,} kB in one group of 20,000")
     assert large <= 1.25 * small
+
+
+@pytest.mark.parametrize("dictionary", [True, False], ids=["not told", "told by the footer"])
+def test_rows_too_large_to_be_read_are_refused(tmp_path: Path, dictionary: bool) -> None:
+    """Texts that repeat take no room in the file, and the footer does not tell of it."""
+    texts = ["a megabyte " * 95_000] * 70
+    options = {"use_dictionary": dictionary, "data_page_size": 1 << 30}
+    path = written(tmp_path / "in.parquet", one_row("query", texts), **options)
+    with pytest.raises(InputBad, match="and a row may take 64"):
+        list(open_source([str(path)], COLUMNS).chunks(0, 1, 1))

@@ -115,7 +115,7 @@ def live(trials: str, seed: str, shrink: str) -> None:
 
 
 DRILLS = [
-    Drill((1, 9, 11, 12, 14), "model", model, 10, 2_000),
+    Drill((1, 9, 11, 12, 14), "model", model, 10, 1_000),
     Drill((1, 9, 11, 12), "control-model", mutants, 3, len(MUTANTS)),
 ]
 

@@ -365,9 +365,10 @@ def account(trials: int, seed: int, folder: Path) -> str:
 
 
 DRILLS: Sequence[Drill] = [
-    Drill((11,), "identity", identity, 4, 80),
+    Drill((11,), "identity", identity, 4, 40),
     Drill((11,), "committed", committed, 1, 15),
-    Drill((12,), "cost-cap", capped, 2, 200),
+    # Three sessions a trial: two hundred runs under a cap.
+    Drill((12,), "cost-cap", capped, 2, 67),
     Drill((12,), "cost-cap-killed", capped_and_killed, 1, 30),
     Drill((13,), "account-ends", account, 5, 40),
 ]
