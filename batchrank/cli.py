@@ -70,6 +70,8 @@ def run(
     retry_failed: bool,
     summary: str,
     limit: int | None,
+    queries: str | None,
+    corpus: str | None,
     inputs: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -92,6 +94,8 @@ def run(
     spare_memory()
     request = Request(
         inputs=inputs,
+        queries=queries,
+        corpus=corpus,
         out=out,
         restart=restart,
         retry_failed=retry_failed,
@@ -120,7 +124,13 @@ def run(
     help="Read only so many rows, and give the error.",
 )
 def plan(
-    summary: str, sample: int | None, limit: int | None, inputs: tuple[str, ...], **options: Any
+    summary: str,
+    sample: int | None,
+    limit: int | None,
+    queries: str | None,
+    corpus: str | None,
+    inputs: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Say what a run would send, cost and take. Sends nothing and writes nothing.
 
@@ -130,8 +140,10 @@ def plan(
     """
     config = load_options(options)
     from batchrank.forecast import forecast, words
+    from batchrank.shapes import Inputs
 
-    figures = forecast(config, inputs, limit_rows=limit or 0, sample=sample or 0)
+    read = Inputs(inputs, queries, corpus)
+    figures = forecast(config, read, limit_rows=limit or 0, sample=sample or 0)
     _show(figures, words, as_json=summary == "json")
 
 

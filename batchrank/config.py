@@ -42,6 +42,8 @@ class InputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     id_column: str = "query_id"
     query_column: str = "query"
     candidates_column: str = "candidates"
+    doc_id_column: str = "doc_id"
+    text_column: str = "text"
     keep_columns: list[str] = []
 
 

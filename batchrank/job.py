@@ -42,9 +42,10 @@ from batchrank.planning import Planner
 from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import LIMITED_BY, Progress, Receipt, total, write_live
 from batchrank.server.child import local_server
+from batchrank.shapes import Inputs, open_inputs
 from batchrank.signals import heard
 from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
-from batchrank.source import Columns, Source, open_source
+from batchrank.source import STATE, Columns, Source
 from batchrank.throttle import Throttle
 from batchrank.transport import Transport, connected
 from batchrank.wire import DIALECTS
@@ -61,6 +62,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is asked besides its configuration. `limit_rows` 0: all rows."""
 
     inputs: Sequence[str]
+    queries: str | None = None
+    corpus: str | None = None
     out: Path
     restart: bool = False
     limit_rows: int = 0
@@ -76,6 +79,8 @@ def columns_of(config: JobConfig) -> Columns:
         config.input.query_column,
         config.input.candidates_column,
         config.input.keep_columns,
+        config.input.doc_id_column,
+        config.input.text_column,
         # The longest of Qwen's tokens has 128 bytes: no server reads further than twice that.
         256 * config.limits.max_tokens_per_document,
     )
@@ -93,12 +98,15 @@ def run(config: JobConfig, request: Request, watch: Callable[[Progress], None]) 
     ended the run early, if anything did. Raises what keeps it from beginning.
     """
     key = key_of(config)
-    source = open_source(request.inputs, columns_of(config))
-    rows = min(source.total_rows, request.limit_rows or source.total_rows)
+    inputs = Inputs(request.inputs, request.queries, request.corpus)
+    source = open_inputs(inputs, columns_of(config))
+    if not (request.out / STATE).exists():
+        _ = source.total_rows  # bad input is refused before there is an output of it
     fingerprint = Fingerprint(list(source.files), request.limit_rows, config.deciding())
     with claimed(request.out, fingerprint, restart=request.restart) as claim:
         if claim.finished and not request.retry_failed:
             return finished_receipt(claim.folder)
+        rows = min(source.total_rows, request.limit_rows or source.total_rows)
         return _Run(config, request, source, rows, claim, watch).to_the_end(key)
 
 
