@@ -16,7 +16,7 @@ import click
 from batchrank import __version__
 from batchrank.errors import BatchrankError, ExitCode
 from batchrank.logs import log, log_to_stderr
-from batchrank.options import configured, load_options
+from batchrank.options import STATE_DIR, configured, load_options
 
 if TYPE_CHECKING:
     from batchrank.server.scorer import Scorer
@@ -42,9 +42,9 @@ def cli() -> None:
     "--output",
     "out",
     required=True,
-    type=click.Path(path_type=Path),
-    help="The output folder.",
+    help="The output folder, on this machine or at s3://, gs:// or abfs://.",
 )
+@STATE_DIR
 @click.option(
     "--max-cost",
     type=click.FloatRange(0),
@@ -63,7 +63,8 @@ def cli() -> None:
 )
 @click.option("--restart", is_flag=True, help="Throw away what OUT holds of an earlier run.")
 def run(
-    out: Path,
+    out: str,
+    state_dir: Path | None,
     max_cost: float | None,
     max_failed_rows: int,
     restart: bool,
@@ -87,6 +88,7 @@ def run(
 
     from batchrank.job import Request
     from batchrank.job import run as run_job
+    from batchrank.places import place
     from batchrank.progress import bar
     from batchrank.report import summary as words
     from batchrank.source import spare_memory
@@ -96,7 +98,8 @@ def run(
         inputs=inputs,
         queries=queries,
         corpus=corpus,
-        out=out,
+        out=place(out),
+        state_dir=state_dir,
         restart=restart,
         retry_failed=retry_failed,
         limit_rows=limit or 0,
@@ -110,7 +113,7 @@ def run(
         del shown["parts"], shown["input"]
         click.echo(json.dumps(shown, ensure_ascii=False))
     elif sys.stderr.isatty():
-        click.echo(words(receipt, str(out)), err=True)
+        click.echo(words(receipt, out), err=True)
     if receipt.exit_code:
         _end(receipt.message or "", receipt.exit_code)
 
@@ -148,9 +151,10 @@ def plan(
 
 
 @cli.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out")
+@STATE_DIR
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
-def status(out: Path, as_json: bool) -> None:
+def status(out: str, state_dir: Path | None, as_json: bool) -> None:
     """Say how far a run is: running, stopped or finished, and its figures.
 
     \b
@@ -158,13 +162,14 @@ def status(out: Path, as_json: bool) -> None:
       batchrank status scores
     """
     from batchrank.inspection import status, status_words
+    from batchrank.places import place
 
-    _show(status(out), status_words, as_json=as_json)
+    _show(status(place(out), state_dir), status_words, as_json=as_json)
 
 
 @cli.command()
-@click.argument("out", type=click.Path(path_type=Path))
-def verify(out: Path) -> None:
+@click.argument("out")
+def verify(out: str) -> None:
     """Check that every input row is in OUT once, and every part what was published.
 
     Exit code 0, or 65 with what is wrong.
@@ -174,8 +179,9 @@ def verify(out: Path) -> None:
       batchrank verify scores
     """
     from batchrank.inspection import verify
+    from batchrank.places import place
 
-    receipt = verify(out)
+    receipt = verify(place(out))
     click.echo(f"{out}: {receipt.rows:,} rows in {len(receipt.parts):,} parts, all whole.")
 
 

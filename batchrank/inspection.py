@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchrank.claim import RECEIPT
+from batchrank.claim import RECEIPT, state_of
 from batchrank.errors import InputBad, OutputUnusable
+from batchrank.places import Place, Remote, opened
 from batchrank.report import Progress, Receipt, clock, money, read_live
 from batchrank.sink import SUCCESS, PartRecord, read_record
-from batchrank.source import STATE
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,9 +27,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     receipt: Receipt | None
 
 
-def status(out: Path) -> Status:
+def status(out: Place, state_dir: Path | None = None) -> Status:
     """How far a run is. Raises `OutputUnusable` where there is none."""
-    state = out / STATE
+    if isinstance(out, Remote) and state_dir is None and (out / SUCCESS).exists():
+        return Status(state="finished", progress=None, receipt=_receipt(out))
+    state = state_of(out, state_dir)
     if not state.is_dir():
         raise OutputUnusable(f"{out}: is not the output of `batchrank run`.")
     running = _is_held(state / "lock")
@@ -69,7 +71,7 @@ def status_words(status: Status) -> str:
     return "\n".join(f"{name:<11}{text}" for name, text in lines)
 
 
-def verify(out: Path) -> Receipt:
+def verify(out: Place) -> Receipt:
     """Check that every input row is in the output once and that what is there is whole.
 
     Raises `InputBad` (65) with the first things that are wrong, `OutputUnusable` where there is no
@@ -86,17 +88,18 @@ def verify(out: Path) -> Receipt:
     return receipt
 
 
-def _faults(out: Path, receipt: Receipt) -> Iterator[str]:
+def _faults(out: Place, receipt: Receipt) -> Iterator[str]:
     if not (out / SUCCESS).exists():
         yield f"not finished: no {SUCCESS}, {receipt.rows_open:,} rows not done"
     recorded = {part.name for part in receipt.parts}
-    for path in sorted(out.glob("*.parquet")):
-        if path.name not in recorded:
-            yield f"{path.name} is no part of the run"
+    there = sorted(path.name for path in out.glob("*.parquet"))
+    for name in there:
+        if name not in recorded:
+            yield f"{name} is no part of the run"
     rows = 0
     for part in receipt.parts:
         path = out / part.name
-        if not path.exists():
+        if part.name not in there:
             yield f"{part.name} is missing"
             continue
         rows += part.counts.rows
@@ -105,13 +108,13 @@ def _faults(out: Path, receipt: Receipt) -> Iterator[str]:
         yield f"{rows:,} rows in the parts, {receipt.rows:,} in the input"
 
 
-def _part_faults(path: Path, part: PartRecord) -> Iterator[str]:
+def _part_faults(path: Place, part: PartRecord) -> Iterator[str]:
     try:
         if read_record(path) != part:
             yield f"{part.name} is not the file that was published"
             return
         rows = results = 0
-        with pq.ParquetFile(path) as parquet:
+        with opened(path) as file, pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(1000, columns=["results", "status"]):
                 if not _is_whole(batch):
                     yield f"{part.name}: a row of {rows} to {rows + len(batch) - 1} is not whole"
@@ -153,7 +156,7 @@ def _is_whole(batch: pa.RecordBatch) -> bool:
     )
 
 
-def _receipt(out: Path) -> Receipt | None:
+def _receipt(out: Place) -> Receipt | None:
     try:
         return msgspec.json.decode((out / RECEIPT).read_bytes(), type=Receipt)
     except FileNotFoundError:

@@ -26,7 +26,7 @@ from batchrank import __version__
 from batchrank.assembly import Assembly, Part, outcome_before
 from batchrank.budget import Budget
 from batchrank.checkpoint import Answer, Checkpoint
-from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed
+from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed, state_of
 from batchrank.config import JobConfig, key_of
 from batchrank.dispatch import DRAIN_SECONDS, Halt, Sender, dispatch
 from batchrank.errors import (
@@ -38,6 +38,7 @@ from batchrank.errors import (
 )
 from batchrank.feed import Feed
 from batchrank.link import Link, encode
+from batchrank.places import Place
 from batchrank.planning import Planner
 from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import LIMITED_BY, Progress, Receipt, total, write_live
@@ -45,7 +46,7 @@ from batchrank.server.child import local_server
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.signals import heard
 from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
-from batchrank.source import STATE, Columns, Source
+from batchrank.source import Columns, Source
 from batchrank.throttle import Throttle
 from batchrank.transport import Transport, connected
 from batchrank.wire import DIALECTS
@@ -64,7 +65,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     inputs: Sequence[str]
     queries: str | None = None
     corpus: str | None = None
-    out: Path
+    out: Place
+    state_dir: Path | None = None
     restart: bool = False
     limit_rows: int = 0
     max_cost_usd: float | None = None
@@ -98,19 +100,20 @@ def run(config: JobConfig, request: Request, watch: Callable[[Progress], None]) 
     ended the run early, if anything did. Raises what keeps it from beginning.
     """
     key = key_of(config)
+    state = state_of(request.out, request.state_dir)
     inputs = Inputs(request.inputs, request.queries, request.corpus)
     source = open_inputs(inputs, columns_of(config))
-    if not (request.out / STATE).exists():
+    if not state.exists():
         _ = source.total_rows  # bad input is refused before there is an output of it
     fingerprint = Fingerprint(list(source.files), request.limit_rows, config.deciding())
-    with claimed(request.out, fingerprint, restart=request.restart) as claim:
+    with claimed(request.out, state, fingerprint, restart=request.restart) as claim:
         if claim.finished and not request.retry_failed:
             return finished_receipt(claim.folder)
         rows = min(source.total_rows, request.limit_rows or source.total_rows)
         return _Run(config, request, source, rows, claim, watch).to_the_end(key)
 
 
-def finished_receipt(out: Path) -> Receipt:
+def finished_receipt(out: Place) -> Receipt:
     """The receipt of an output, as it was written."""
     return msgspec.json.decode((out / RECEIPT).read_bytes(), type=Receipt)
 
@@ -174,11 +177,11 @@ class _Run:
 
     def _parts_that_exist(self) -> dict[int, PartRecord]:
         """A part that exists is done, also when the run was killed before it could note that."""
-        recorded = self._checkpoint.parts()
+        recorded, there = self._checkpoint.parts(), self._sink.published()
         published = {}
         for part in range(self._part_count):
             known = recorded.get(part)
-            if not self._sink.exists(part):
+            if self._sink.name(part) not in there:
                 continue
             if known is None:
                 published[part] = self._sink.read(part)

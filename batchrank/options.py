@@ -75,6 +75,14 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+STATE_DIR = click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the run's state is, if not in OUT: needed where OUT is a bucket.",
+)
+
+
 def _metavar(kind: object) -> str:
     return "TEXT" if kind is click.STRING else "N"
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 
+import msgspec
 import pyarrow as pa
 from pyarrow import fs
 
@@ -27,24 +28,25 @@ class Remote:
     Raises `StorageFailed` where the store does not answer or refuses.
     """
 
-    def __init__(self, store: fs.FileSystem, path: str, root: str) -> None:
-        self._store = store
-        self._path = path.strip("/")
-        self._root = root
+    def __init__(self, store: "_Store", key: str) -> None:
+        self._in = store
+        self._store = store.files
+        self._key = key.strip("/")
+        self._path = f"{store.base}/{self._key}".rstrip("/")
 
     def __str__(self) -> str:
-        return self._root + self._path
+        return f"{self._in.shown}/{self._key}".rstrip("/")
 
     def __truediv__(self, name: str) -> "Remote":
-        return Remote(self._store, f"{self._path}/{name}", self._root)
+        return Remote(self._in, f"{self._key}/{name}")
 
     @property
     def name(self) -> str:
-        return self._path.rpartition("/")[2]
+        return self._key.rpartition("/")[2]
 
     @property
     def parent(self) -> "Remote":
-        return Remote(self._store, self._path.rpartition("/")[0], self._root)
+        return Remote(self._in, self._key.rpartition("/")[0])
 
     def exists(self) -> bool:
         return bool(self._info().type != fs.FileType.NotFound)
@@ -57,9 +59,14 @@ class Remote:
         return self._store.open_input_file(self._path)
 
     def read_bytes(self) -> bytes:
-        with self.open_input() as file:
-            content: bytes = file.read()
-        return content
+        try:
+            with self.open_input() as file:
+                content: bytes = file.read()
+            return content
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise self._failed("cannot be read", error) from error
 
     def write_bytes(self, content: bytes | pa.Buffer) -> None:
         """Put the file. It appears when the store has all of it: a run that dies on the way leaves
@@ -81,22 +88,27 @@ class Remote:
         except OSError as error:
             raise self._failed("cannot be deleted", error) from error
 
-    def files(self, *, recursive: bool = False) -> list["Remote"]:
-        """The files below, by name. An empty one is none: abfs shows a file before it is whole."""
+    def files(self, *, recursive: bool = False, whole: bool = False) -> list["Remote"]:
+        """The files below, by name."""
         selector = fs.FileSelector(self._path, allow_not_found=True, recursive=recursive)
         try:
             found = self._store.get_file_info(selector)
         except OSError as error:
             raise self._failed("cannot be listed", error) from error
-        paths = sorted(one.path for one in found if one.is_file and (one.size or 0) > 0)
-        return [Remote(self._store, path, self._root) for path in paths]
+        paths = sorted(one.path for one in found if one.is_file and (one.size or not whole))
+        return [Remote(self._in, path.removeprefix(self._in.base)) for path in paths]
+
+    def iterdir(self) -> Iterator["Remote"]:
+        return iter(self.files())
 
     def glob(self, pattern: str) -> Iterator["Remote"]:
-        """Files of this folder itself whose name fits."""
-        return (file for file in self.files() if fnmatch(file.name, pattern))
+        """Files of this folder itself whose name fits. One without a byte is none: an Azure blob
+        shows so until its upload is completed.
+        """
+        return (file for file in self.files(whole=True) if fnmatch(file.name, pattern))
 
     def relative_to(self, folder: "Remote") -> PurePosixPath:
-        return PurePosixPath(self._path).relative_to(folder._path)
+        return PurePosixPath(self._key).relative_to(folder._key)
 
     def samefile(self, other: "Remote | Path") -> bool:
         return str(self) == str(other)
@@ -131,29 +143,34 @@ def place(text: str) -> Place:
             f"{scheme}://: the address holds a key; keys come from the environment, as the "
             "vendor's own tools take them."
         )
-    store, base = _store(scheme, authority, query)
-    # The root is what the store's own path lacks of the address.
-    root = f"{scheme}://{authority.removesuffix(base)}" if base else f"{scheme}://{authority}/"
-    if base and not f"{authority}/".startswith(f"{base}/"):
-        root = f"{scheme}://"
-    return Remote(store, f"{base}/{path}", root)
+    return Remote(_store(scheme, authority, query), path)
+
+
+class _Store(msgspec.Struct, frozen=True):
+    """A bucket: the filesystem, the bucket's path in it, and its address as a person writes it."""
+
+    files: fs.FileSystem
+    base: str
+    shown: str
 
 
 @lru_cache(maxsize=16)
-def _store(scheme: str, authority: str, query: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a bucket, and the bucket's path in it."""
+def _store(scheme: str, authority: str, query: str) -> _Store:
+    shown = f"{scheme}://{authority}"
     try:
         if scheme == "hf":
             from huggingface_hub import HfFileSystem
 
-            return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem())), authority
-        address = f"{scheme}://{authority}" + (f"?{query}" if query else "")
-        store, base = fs.FileSystem.from_uri(address)
-        return store, base
+            hub = fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem()))
+            return _Store(hub, authority, shown)
+        files, base = fs.FileSystem.from_uri(shown + (f"?{query}" if query else ""))
+        return _Store(files, base.strip("/"), shown)
     except ImportError as error:
         raise ConfigInvalid("hf:// needs one more package: pip install 'batchrank[hf]'") from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ConfigInvalid(f"{scheme}://{authority}: cannot be opened: {plain(error)}") from error
+    except OSError as error:  # S3 is asked for the bucket's region
+        raise StorageFailed(f"{shown}: cannot be reached: {plain(error)}") from error
+    except (pa.ArrowException, ValueError) as error:
+        raise ConfigInvalid(f"{shown}: no address of a bucket: {plain(error)}") from error
 
 
 def opened(file: Place) -> pa.NativeFile:
