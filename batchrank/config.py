@@ -124,6 +124,23 @@ def load(
     return config
 
 
+def sections_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Keys of the configuration, each in its section; no two sections share one. Raises
+    `ConfigInvalid` for a key that there is not.
+    """
+    section_of = {
+        field.name: section
+        for section, kind in _SECTIONS.items()
+        for field in msgspec.structs.fields(kind)
+    }
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        if key not in section_of:
+            raise ConfigInvalid(f"unknown setting {key}.{_nearest(key, section_of)}")
+        sections.setdefault(section_of[key], {})[key] = value
+    return sections
+
+
 def key_of(config: JobConfig) -> str | None:
     """The endpoint's key, from the file or the environment variable that the configuration names.
 

@@ -44,7 +44,7 @@ from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_o
 from batchrank.report import LIMITED_BY, Progress, Receipt, total, write_live
 from batchrank.server.child import local_server
 from batchrank.shapes import Inputs, open_inputs
-from batchrank.signals import heard
+from batchrank.signals import Signals, heard
 from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
 from batchrank.source import Columns, Source
 from batchrank.throttle import Throttle
@@ -93,11 +93,17 @@ def planner_of(config: JobConfig, *, exact: bool) -> Planner:
     return Planner(config.limits, exact=exact, envelope_bytes=len(encode(config, "", ())))
 
 
-def run(config: JobConfig, request: Request, watch: Callable[[Progress], None]) -> Receipt:
+def run(
+    config: JobConfig,
+    request: Request,
+    watch: Callable[[Progress], None],
+    signals: Signals | None = None,
+) -> Receipt:
     """Score the input into `request.out`, or go on where an earlier run stopped.
 
     Returns the receipt, which is also written as run.json, with the exit code and message of what
-    ended the run early, if anything did. Raises what keeps it from beginning.
+    ended the run early, if anything did. Raises what keeps it from beginning. `signals` are those
+    that the main thread hears, where the run is not in it.
     """
     key = key_of(config)
     state = state_of(request.out, request.state_dir)
@@ -110,7 +116,7 @@ def run(config: JobConfig, request: Request, watch: Callable[[Progress], None]) 
         if claim.finished and not request.retry_failed:
             return finished_receipt(claim.folder)
         rows = min(source.total_rows, request.limit_rows or source.total_rows)
-        return _Run(config, request, source, rows, claim, watch).to_the_end(key)
+        return _Run(config, request, source, rows, claim, watch).to_the_end(key, signals)
 
 
 def finished_receipt(out: Place) -> Receipt:
@@ -158,10 +164,10 @@ class _Run:
         self._limited_by: str | None = None
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=int(10 / TICK_SECONDS))
 
-    def to_the_end(self, key: str | None) -> Receipt:
+    def to_the_end(self, key: str | None, signals: Signals | None) -> Receipt:
         """Score what is missing, then write the receipt, and `_SUCCESS` if all is well."""
         error: BatchrankError | None = None
-        with heard() as self._signals:
+        with nullcontext(signals) if signals else heard() as self._signals:
             try:
                 if len(self._published) < self._part_count:
                     self._score(key)
