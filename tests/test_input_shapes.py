@@ -168,6 +168,27 @@ def test_many_groups_are_read_from_any_row_on(tmp_path: Path) -> None:
             assert found == whole[first:stop]
 
 
+def test_many_buckets_give_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shuffled(pairs_of(table(700, 6, tag="buckets")))
+    path = written(tmp_path / "in.parquet", lines, row_group_size=500)
+
+    def read() -> tuple[list[Any], Any]:
+        source = open_inputs(Inputs([str(path)]), Columns("query_id", "query", "candidates", []))
+        chunks = list(source.chunks(0, 700, 50))
+        late = [row for chunk in source.chunks(333, 481, 50) for row in chunk.rows]
+        kept = pa.Table.from_batches([chunk.kept for chunk in chunks]).to_pylist()
+        return [row for chunk in chunks for row in chunk.rows], (late, kept)
+
+    one = read()
+    monkeypatch.setattr("batchrank.shapes.spill._BUCKET_BYTES", 5_000)
+    monkeypatch.setattr("batchrank.shapes.spill._PENDING_BYTES", 60_000)
+    monkeypatch.setattr("batchrank.shapes.lines.BATCH_LINES", 300)
+    many = read()
+    assert many == one
+    assert [row.index for row in many[0]] == list(range(700))
+    assert many[1][0] == many[0][333:481]
+
+
 def test_pairs_without_ids_are_told_apart_by_their_query(server: Server, tmp_path: Path) -> None:
     rows = table(9, tag="no ids")
     lines = shuffled(pairs_of(rows))

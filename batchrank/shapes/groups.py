@@ -22,7 +22,7 @@ from batchrank.source import decoded
 
 _MARK_ROWS = 1024
 _CHUNK_BYTES = 4 << 20
-_CHECK_STARTS = 1 << 20
+_CHECK_STARTS = 1 << 18
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -35,7 +35,7 @@ class Distinct:
         self._pieces.append(unique)
         self._firsts.append(at + first)
         self._pending += len(unique)
-        if self._pending > max(1 << 20, self._known):
+        if self._pending > max(1 << 18, self._known):
             self.found()
 
     def found(self) -> tuple[Hashes, np.ndarray[Any, np.dtype[np.int64]]]:

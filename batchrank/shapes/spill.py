@@ -19,9 +19,11 @@ import pyarrow as pa
 
 from batchrank.errors import StorageFailed
 
-_BUCKET_BYTES = 24 << 20
+_BUCKET_BYTES = 16 << 20
 _MOST_BUCKETS = 1024
-_PENDING_BYTES = 24 << 20
+_PENDING_BYTES = 16 << 20
+_LINE_BYTES = 96
+"""What a line takes besides its columns while it is sorted: hash, group, place."""
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -68,7 +70,7 @@ class Spill:
     def add(self, groups: Numbers, batch: pa.RecordBatch) -> None:
         """Take lines and their groups."""
         self._pending.append((groups, batch))
-        self._pending_bytes += batch.nbytes
+        self._pending_bytes += batch.nbytes + _LINE_BYTES * batch.num_rows
         if self._pending_bytes > _PENDING_BYTES:
             self.flush()
 
@@ -80,7 +82,7 @@ class Spill:
         batch = pa.concat_batches([batch for _, batch in self._pending])
         self._pending, self._pending_bytes = [], 0
         if not self._per_bucket:  # the first lines say how long lines are
-            size = batch.nbytes / batch.num_rows * self._lines
+            size = (batch.nbytes / batch.num_rows + _LINE_BYTES) * self._lines
             buckets = max(1, min(_MOST_BUCKETS, ceil(size / _BUCKET_BYTES)))
             self._per_bucket = ceil(self._rows / buckets)
         buckets = groups // self._per_bucket
