@@ -89,14 +89,15 @@ def _make(out: Place, state: Path, elsewhere: bool) -> None:
     try:
         if out.exists() and not out.is_dir():
             raise OutputUnusable(f"{out}: is a file; the output is a folder.")
-        marked = (out / MARKER).exists()
-        if marked and not elsewhere:
+        if not elsewhere and (out / MARKER).exists():
             raise OutputUnusable(
                 f"{out}: its state is elsewhere; pass the --state-dir that it was begun with."
             )
-        if out.is_dir() and not (marked if elsewhere else state.exists()) and any(out.iterdir()):
+        # In this order: another process may be making it ours this instant.
+        ours = out / MARKER if elsewhere else state
+        if out.is_dir() and any(out.iterdir()) and not ours.exists():
             raise OutputUnusable(f"{out}: is not empty, and no run of batchrank. Choose another.")
-        if elsewhere and state.is_dir() and not (state / "lock").exists() and any(state.iterdir()):
+        if elsewhere and state.is_dir() and any(state.iterdir()) and not (state / "lock").exists():
             raise OutputUnusable(
                 f"{state}: is not empty, and no state of batchrank. Choose another --state-dir."
             )

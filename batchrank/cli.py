@@ -181,8 +181,9 @@ def verify(out: str) -> None:
     from batchrank.inspection import verify
     from batchrank.places import place
 
-    receipt = verify(place(out))
-    click.echo(f"{out}: {receipt.rows:,} rows in {len(receipt.parts):,} parts, all whole.")
+    folder = place(out)
+    receipt = verify(folder)
+    click.echo(f"{folder}: {receipt.rows:,} rows in {len(receipt.parts):,} parts, all whole.")
 
 
 @cli.command()

@@ -65,7 +65,7 @@ class Remote:
             return content
         except FileNotFoundError:
             raise
-        except OSError as error:
+        except self._in.faults as error:
             raise self._failed("cannot be read", error) from error
 
     def write_bytes(self, content: bytes | pa.Buffer) -> None:
@@ -76,7 +76,7 @@ class Remote:
             stream = self._store.open_output_stream(self._path)
             stream.write(content)
             stream.close()
-        except OSError as error:
+        except self._in.faults as error:
             raise self._failed("cannot be written", error) from error
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -85,7 +85,7 @@ class Remote:
         except FileNotFoundError:
             if not missing_ok:
                 raise
-        except OSError as error:
+        except self._in.faults as error:
             raise self._failed("cannot be deleted", error) from error
 
     def files(self, *, recursive: bool = False, whole: bool = False) -> list["Remote"]:
@@ -93,7 +93,7 @@ class Remote:
         selector = fs.FileSelector(self._path, allow_not_found=True, recursive=recursive)
         try:
             found = self._store.get_file_info(selector)
-        except OSError as error:
+        except self._in.faults as error:
             raise self._failed("cannot be listed", error) from error
         paths = sorted(one.path for one in found if one.is_file and (one.size or not whole))
         return [Remote(self._in, path.removeprefix(self._in.base)) for path in paths]
@@ -116,10 +116,10 @@ class Remote:
     def _info(self) -> fs.FileInfo:
         try:
             return self._store.get_file_info(self._path)
-        except OSError as error:
+        except self._in.faults as error:
             raise self._failed("cannot be reached", error) from error
 
-    def _failed(self, what: str, error: OSError) -> StorageFailed:
+    def _failed(self, what: str, error: Exception) -> StorageFailed:
         return StorageFailed(f"{self}: {what}: {plain(error)}")
 
 
@@ -152,6 +152,8 @@ class _Store(msgspec.Struct, frozen=True):
     files: fs.FileSystem
     base: str
     shown: str
+    faults: tuple[type[Exception], ...] = (OSError,)
+    """What its failures are: the hub's client lets those of its HTTP library through."""
 
 
 @lru_cache(maxsize=16)
@@ -162,7 +164,7 @@ def _store(scheme: str, authority: str, query: str) -> _Store:
             from huggingface_hub import HfFileSystem
 
             hub = fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem()))
-            return _Store(hub, authority, shown)
+            return _Store(hub, authority, shown, (Exception,))
         files, base = fs.FileSystem.from_uri(shown + (f"?{query}" if query else ""))
         return _Store(files, base.strip("/"), shown)
     except ImportError as error:

@@ -3,11 +3,14 @@
 import gzip
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from helpers import (
@@ -22,6 +25,7 @@ from helpers import (
     until,
     written,
 )
+from pyarrow.parquet import ParquetWriter
 
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.shapes.spill import Nameless
@@ -273,6 +277,59 @@ def test_the_lines_that_wait_have_no_name(tmp_path: Path) -> None:
     file.append(b"text")
     opened = os.fstat(file._descriptor)
     assert (opened.st_size, opened.st_nlink, opened.st_mode & 0o077) == (4, 0, 0)
+
+
+_PEAK = """
+import sys
+from batchrank.shapes import Inputs, open_inputs
+from batchrank.source import Columns
+columns = Columns("query_id", "query", "candidates", ())
+source = open_inputs(Inputs([sys.argv[1]], *sys.argv[2:]), columns)
+rows = sum(len(chunk.rows) for chunk in source.chunks(0, source.total_rows, 10_000))
+assert rows == 6_000
+print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
+
+
+def peak_mb(*paths: Path) -> int:
+    """The most memory of a process that reads all of an input."""
+    command = [sys.executable, "-c", _PEAK, *map(str, paths)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout) // 1024
+
+
+def test_memory_does_not_follow_the_input(tmp_path: Path) -> None:
+    """600,000 lines of 1,000 characters, 600 MB, in no order; and the same by their ids."""
+    order = np.random.default_rng(7).permutation(600_000)
+    ids, documents = pa.array(order // 100), pa.array(order)
+    (tmp_path / "corpus").mkdir()
+    texts = ParquetWriter(
+        tmp_path / "corpus" / "0.parquet", pa.schema({"_id": "int64", "text": "string"})
+    )
+    pairs: ParquetWriter | None = None
+    for start in range(0, 600_000, 20_000):
+        mine = documents.slice(start, 20_000)
+        text = pa.array([f"{one} " * (1000 // len(f"{one} ")) for one in mine.to_pylist()])
+        query = ids.slice(start, 20_000)
+        chunk = pa.table(
+            {"query_id": query, "query": query.cast("string"), "doc_id": mine, "text": text}
+        )
+        pairs = pairs or ParquetWriter(tmp_path / "pairs.parquet", chunk.schema, compression="none")
+        pairs.write_table(chunk)
+        texts.write_table(pa.table({"_id": mine, "text": text}))
+    assert pairs is not None
+    pairs.close()
+    texts.close()
+    assert (tmp_path / "pairs.parquet").stat().st_size > 500 << 20
+    run = written(tmp_path / "run.parquet", pa.table({"query_id": ids, "doc_id": documents}))
+    names = pa.array(range(6_000))
+    queries = pa.table({"_id": names, "text": names.cast("string")})
+    peaks = {
+        "pairs": peak_mb(tmp_path / "pairs.parquet"),
+        "ids": peak_mb(run, written(tmp_path / "queries.parquet", queries), tmp_path / "corpus"),
+    }
+    print(f"VmHWM: {peaks} MB")
+    assert max(peaks.values()) <= 400
 
 
 def test_plan_counts_pairs_as_rows(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import pyarrow as pa
 from batchrank.errors import InputBad
 from batchrank.places import plain
 from batchrank.shapes.groups import Gathered, Groups, pieces
-from batchrank.source import Chunk, Columns, FileIdentity, Source
+from batchrank.source import BATCH_ROWS, Chunk, Columns, FileIdentity, Source
+
+_CHUNK_BYTES = 4 << 20
 
 
 class Grouped(Source):
@@ -32,6 +34,7 @@ class Grouped(Source):
         self._gather = gather
         self._nest = nest
         self._no_rows = no_rows
+        self._row_bytes = _CHUNK_BYTES // 4
 
     @cached_property
     def _groups(self) -> tuple[Groups, int]:
@@ -50,8 +53,14 @@ class Grouped(Source):
         groups, _ = self._groups
         with _told_of(self.files):
             for gathered in groups.read(first, stop):
-                for piece in pieces(gathered, first, stop, rows_per_part):
-                    yield self._chunk(piece.first, self._nest(piece))
+                for piece in pieces(gathered, first, stop, rows_per_part, self._most_rows):
+                    nested = self._nest(piece)
+                    self._row_bytes = max(1, nested.nbytes // nested.num_rows)
+                    yield self._chunk(piece.first, nested)
+
+    def _most_rows(self) -> int:
+        """As many as make a few megabytes; the rows before say how large rows are."""
+        return max(1, min(BATCH_ROWS, _CHUNK_BYTES // self._row_bytes))
 
     def empty(self) -> pa.RecordBatch:
         """What the sink needs to write a part without rows."""

@@ -6,7 +6,7 @@ lines are parted once into buckets of consecutive groups (`spill`), each small e
 in memory. Either way a group's lines keep the order of the input.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -21,7 +21,6 @@ from batchrank.shapes.spill import Spill
 from batchrank.source import decoded
 
 _MARK_ROWS = 1024
-_CHUNK_BYTES = 4 << 20
 _CHECK_STARTS = 1 << 18
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
@@ -135,14 +134,14 @@ def gather(lines: Lines, key: str, names: Sequence[str], query: str | None) -> t
     return Together(lines, key, names, marks), rows
 
 
-def pieces(gathered: Gathered, first: int, stop: int, rows_per_part: int) -> Iterator[Gathered]:
-    """Whole groups as a chunk takes them: those wanted, cut at parts' borders, a few megabytes."""
+def pieces(
+    gathered: Gathered, first: int, stop: int, rows_per_part: int, most: Callable[[], int]
+) -> Iterator[Gathered]:
+    """Whole groups as a chunk takes them: those wanted, cut at parts' borders, so many at most."""
     offsets, end = gathered.offsets, gathered.first + len(gathered.offsets) - 1
-    group_bytes = max(1, gathered.lines.nbytes // (len(offsets) - 1))
-    most = max(1, min(256, _CHUNK_BYTES // group_bytes))
     at, stop = max(gathered.first, first), min(end, stop)
     while at < stop:
-        border = min(stop, at + most, (at // rows_per_part + 1) * rows_per_part)
+        border = min(stop, at + most(), (at // rows_per_part + 1) * rows_per_part)
         own = offsets[at - gathered.first : border - gathered.first + 1]
         yield Gathered(at, gathered.lines.slice(own[0], own[-1] - own[0]), own - own[0])
         at = border
