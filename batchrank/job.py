@@ -109,8 +109,8 @@ def run(
     state = state_of(request.out, request.state_dir)
     inputs = Inputs(request.inputs, request.queries, request.corpus)
     source = open_inputs(inputs, columns_of(config))
-    if not state.exists():
-        _ = source.total_rows  # bad input is refused before there is an output of it
+    if request.restart or not state.exists():
+        _ = source.total_rows  # bad input is refused before there is an output of it, or none left
     fingerprint = Fingerprint(list(source.files), request.limit_rows, config.deciding())
     with claimed(request.out, state, fingerprint, restart=request.restart) as claim:
         if claim.finished and not request.retry_failed:

@@ -357,6 +357,16 @@ def test_one_id_with_two_queries_is_refused(server: Server, tmp_path: Path) -> N
     assert "its query_id has another query text" in refused(server, tmp_path / "out", mixed)
 
 
+def test_restart_with_bad_pairs_leaves_the_earlier_output(server: Server, tmp_path: Path) -> None:
+    good = pairs_of(table(6, 3, tag="restart"))
+    path, out = written(tmp_path / "in.parquet", good), tmp_path / "out"
+    before = scored(server, out, path)
+    query = good.column("query").to_pylist()
+    written(path, good.set_column(1, "query", pa.array([*query[:10], "other", *query[11:]])))
+    assert inside(*fast(server, out, path), "--restart").returncode == 65
+    assert part_bytes(out) == before
+
+
 def test_a_pair_without_an_id_is_refused(server: Server, tmp_path: Path) -> None:
     lines = pairs_of(table(3, tag="null id"))
     ids = pa.array([0, 0, 0, 1, None, 1, 2, 2, 2], pa.int64())
