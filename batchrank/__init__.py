@@ -1,3 +1,21 @@
-"""Score millions of (query, candidates) rows through a rerank API, resumably, within its limits."""
+"""Score millions of (query, candidates) rows through a rerank API, resumably, within its limits.
+
+`rerank` and `run` are in `frames`; nothing slow is imported before one of them is asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchrank.frames import rerank as rerank
+    from batchrank.frames import run as run
 
 __version__ = "0.1.0"
+__all__ = ["rerank", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'batchrank' has no attribute {name!r}")
+    from batchrank import frames
+
+    return getattr(frames, name)

@@ -184,20 +184,20 @@ class Checkpoint:
 
 
 @contextmanager
-def locked(state: Path) -> Iterator[None]:
+def locked(state: Path, out: object) -> Iterator[None]:
     """Hold the output for this process alone. Raises `TryLater` when another has it."""
     try:
         descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise StorageFailed(f"{state / 'lock'}: cannot be made: {error.strerror}.") from error
     try:
-        _take(descriptor, state)
+        _take(descriptor, out)
         yield
     finally:
         os.close(descriptor)
 
 
-def _take(descriptor: int, state: Path) -> None:
+def _take(descriptor: int, out: object) -> None:
     """A look by `status` holds the lock for an instant: hence a second and a third try."""
     for wait in (0.05, 0.2, None):
         try:
@@ -205,9 +205,7 @@ def _take(descriptor: int, state: Path) -> None:
             return
         except BlockingIOError:
             if wait is None:
-                raise TryLater(
-                    f"{state.parent}: another batchrank is at work on this output."
-                ) from None
+                raise TryLater(f"{out}: another batchrank is at work on this output.") from None
             time.sleep(wait)
 
 

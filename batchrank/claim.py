@@ -1,9 +1,12 @@
 """Whose output folder it is: the lock, the fingerprint of the run, and a fresh start when asked.
 
 A folder belongs to one input under one configuration. Going on under another would mix scores that
-do not compare, so it is refused, with the field or the file named.
+do not compare, so it is refused, with the field or the file named. The state lies in the folder;
+where it lies elsewhere (`--state-dir`; a bucket cannot hold it), the folder has the fingerprint in
+a file instead, by which its parts are known again should the state be lost.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +16,14 @@ import msgspec
 
 from batchrank import checkpoint
 from batchrank.errors import ConfigInvalid, InputBad, OutputUnusable, StorageFailed
-from batchrank.sink import SUCCESS, sync_folder
-from batchrank.source import STATE, FileIdentity
+from batchrank.places import Place, Remote
+from batchrank.sink import SUCCESS, sync_folder, write_whole
+from batchrank.source import MARKER, STATE, FileIdentity
 
 RECEIPT = "run.json"
 PAGE = "report.html"
+_OUTPUT = "output"
+_log = logging.getLogger(__name__)
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
@@ -31,53 +37,74 @@ class Fingerprint(msgspec.Struct, frozen=True):
 class Claim(msgspec.Struct, frozen=True):
     """An output folder held by this process. `finished`: there is nothing left to do."""
 
-    folder: Path
+    folder: Place
     state: Path
     database: Path
     finished: bool
 
 
+def state_of(out: Place, state_dir: Path | None) -> Path:
+    """Where the state of an output is. Raises `ConfigInvalid` where it has no place."""
+    if state_dir is not None:
+        return state_dir
+    if isinstance(out, Remote):
+        raise ConfigInvalid(
+            f"{out}: a run's state is kept on a local disk: pass --state-dir DIR, and the same one "
+            "to go on."
+        )
+    return out / STATE
+
+
 @contextmanager
-def claimed(out: Path, fingerprint: Fingerprint, *, restart: bool) -> Iterator[Claim]:
+def claimed(out: Place, state: Path, fingerprint: Fingerprint, *, restart: bool) -> Iterator[Claim]:
     """Hold an output folder for this run, new or resumed.
 
     Raises `OutputUnusable` for a folder that is not a run's or is damaged, `TryLater` when another
     process has it, `InputBad` or `ConfigInvalid` when it was begun with another input or
     configuration, `StorageFailed` when the disk refuses.
     """
-    state = out / STATE
-    _make(out, state)
+    elsewhere = isinstance(out, Remote) or state.absolute() != (out / STATE).absolute()
+    _make(out, state, elsewhere)
     database = state / "checkpoint.sqlite"
-    with checkpoint.locked(state):
+    with checkpoint.locked(state, out):
+        if elsewhere:
+            _claim_state(state, out)
         if restart:
             _clear(out, state)
         begun = checkpoint.read_fingerprint(database)
+        marked = _marked(out) if elsewhere else None
         if begun is None:
             if any(out.glob("part-*.parquet")):
-                raise OutputUnusable(
-                    f"{out}: has parts but not the state of their run ({STATE}/). Choose a new "
-                    "output, or pass --restart to score everything again."
-                )
+                _adopt(out, marked, fingerprint)
             database.unlink(missing_ok=True)
             checkpoint.begin(database, msgspec.json.encode(fingerprint))
-            try:
-                sync_folder(state)
-                sync_folder(out)
-            except OSError as error:
-                raise StorageFailed(f"{out}: cannot be written: {error.strerror}.") from error
+            _sync(out, state)
         else:
             _check_same(out, _decoded(begun, database), fingerprint)
+        if elsewhere and marked is None:
+            write_whole(out / MARKER, msgspec.json.encode(fingerprint), state)
         yield Claim(out, state, database, (out / SUCCESS).exists())
 
 
-def _make(out: Path, state: Path) -> None:
+def _make(out: Place, state: Path, elsewhere: bool) -> None:
     try:
         if out.exists() and not out.is_dir():
             raise OutputUnusable(f"{out}: is a file; the output is a folder.")
-        if out.is_dir() and not state.exists() and any(out.iterdir()):
+        if not elsewhere and (out / MARKER).exists():
+            raise OutputUnusable(
+                f"{out}: its state is elsewhere; pass the --state-dir that it was begun with."
+            )
+        # In this order: another process may be making it ours this instant.
+        ours = out / MARKER if elsewhere else state
+        if out.is_dir() and any(out.iterdir()) and not ours.exists():
             raise OutputUnusable(f"{out}: is not empty, and no run of batchrank. Choose another.")
-        out.mkdir(parents=True, exist_ok=True)
-        state.mkdir(mode=0o700, exist_ok=True)
+        if elsewhere and state.is_dir() and any(state.iterdir()) and not (state / "lock").exists():
+            raise OutputUnusable(
+                f"{state}: is not empty, and no state of batchrank. Choose another --state-dir."
+            )
+        if isinstance(out, Path):
+            out.mkdir(parents=True, exist_ok=True)
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
         state.chmod(0o700)
     except OSError as error:
         if error.errno is not None and error.errno in _DISK:
@@ -85,31 +112,78 @@ def _make(out: Path, state: Path) -> None:
         raise OutputUnusable(f"{out}: cannot be made or written: {error.strerror}.") from error
 
 
+def _claim_state(state: Path, out: Place) -> None:
+    """A state is one output's; another's would take its answers for its own."""
+    name = str(out if isinstance(out, Remote) else out.absolute())
+    try:
+        owner = (state / _OUTPUT).read_text("utf-8")
+    except FileNotFoundError:
+        write_whole(state / _OUTPUT, name.encode(), state)
+        return
+    if owner != name:
+        raise OutputUnusable(
+            f"{state}: is the state of {owner}. Each output has a --state-dir of its own."
+        )
+
+
+def _marked(out: Place) -> Fingerprint | None:
+    """The fingerprint in an output whose state is elsewhere."""
+    try:
+        return _decoded((out / MARKER).read_bytes(), out / MARKER)
+    except FileNotFoundError:
+        return None
+
+
+def _adopt(out: Place, marked: Fingerprint | None, fingerprint: Fingerprint) -> None:
+    """Parts without a state are kept if the output says that they are of this very run."""
+    if marked is None:
+        raise OutputUnusable(
+            f"{out}: has parts but not the state of their run ({STATE}/). Choose a new "
+            "output, or pass --restart to score everything again."
+        )
+    _check_same(out, marked, fingerprint)
+    _log.warning(
+        "%s: the state is lost; its parts are kept, what else was scored is scored again, and the "
+        "receipt counts from now on",
+        out,
+    )
+
+
+def _sync(out: Place, state: Path) -> None:
+    try:
+        sync_folder(state)
+        if isinstance(out, Path):
+            sync_folder(out)
+    except OSError as error:
+        raise StorageFailed(f"{out}: cannot be written: {error.strerror}.") from error
+
+
 _DISK = {5, 28, 122}
 """EIO, ENOSPC, EDQUOT."""
 
 
-def _clear(out: Path, state: Path) -> None:
+def _clear(out: Place, state: Path) -> None:
     """Take back a run: first its claim to be finished, then its parts, then what it remembers."""
     (out / SUCCESS).unlink(missing_ok=True)
-    for path in [*out.glob("part-*.parquet"), out / RECEIPT, out / PAGE]:
+    for path in [*out.glob("part-*.parquet"), out / RECEIPT, out / PAGE, out / MARKER]:
         path.unlink(missing_ok=True)
-    sync_folder(out)
-    for path in state.iterdir():
-        if path.name != "lock":
-            path.unlink()
+    if isinstance(out, Path):
+        sync_folder(out)
+    for file in state.iterdir():
+        if file.name not in {"lock", _OUTPUT}:
+            file.unlink()
 
 
-def _decoded(begun: bytes, database: Path) -> Fingerprint:
+def _decoded(begun: bytes, where: Place) -> Fingerprint:
     try:
         return msgspec.json.decode(begun, type=Fingerprint)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise OutputUnusable(
-            f"{database}: is damaged. Choose a new output, or pass --restart."
+            f"{where}: is damaged. Choose a new output, or pass --restart."
         ) from error
 
 
-def _check_same(out: Path, begun: Fingerprint, now: Fingerprint) -> None:
+def _check_same(out: Place, begun: Fingerprint, now: Fingerprint) -> None:
     _check_files(out, begun.files, now.files)
     if begun.limit_rows != now.limit_rows:
         raise ConfigInvalid(
@@ -124,7 +198,7 @@ def _check_same(out: Path, begun: Fingerprint, now: Fingerprint) -> None:
             )
 
 
-def _check_files(out: Path, begun: Sequence[FileIdentity], now: Sequence[FileIdentity]) -> None:
+def _check_files(out: Place, begun: Sequence[FileIdentity], now: Sequence[FileIdentity]) -> None:
     if list(begun) == list(now):
         return
     advice = "Choose a new output, or pass --restart."

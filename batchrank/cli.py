@@ -16,7 +16,7 @@ import click
 from batchrank import __version__
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed
 from batchrank.logs import log, log_to_stderr
-from batchrank.options import configured, load_options
+from batchrank.options import STATE_DIR, configured, load_options
 
 if TYPE_CHECKING:
     from batchrank.server.scorer import Scorer
@@ -42,9 +42,9 @@ def cli() -> None:
     "--output",
     "out",
     required=True,
-    type=click.Path(path_type=Path),
-    help="The output folder.",
+    help="The output folder, on this machine or at s3://, gs:// or abfs://.",
 )
+@STATE_DIR
 @click.option(
     "--max-cost",
     type=click.FloatRange(0),
@@ -69,7 +69,8 @@ def cli() -> None:
     help="Keep figures here in Prometheus' text format, whole at any moment.",
 )
 def run(
-    out: Path,
+    out: str,
+    state_dir: Path | None,
     metrics_file: Path | None,
     max_cost: float | None,
     max_failed_rows: int,
@@ -77,6 +78,8 @@ def run(
     retry_failed: bool,
     summary: str,
     limit: int | None,
+    queries: str | None,
+    corpus: str | None,
     inputs: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -90,6 +93,7 @@ def run(
     import msgspec
 
     from batchrank.metrics import measured
+    from batchrank.places import place
     from batchrank.progress import bar
     from batchrank.report import Progress
     from batchrank.report import summary as words
@@ -103,7 +107,10 @@ def run(
         spare_memory()
         request = Request(
             inputs=inputs,
-            out=out,
+            queries=queries,
+            corpus=corpus,
+            out=place(out),
+            state_dir=state_dir,
             restart=restart,
             retry_failed=retry_failed,
             limit_rows=limit or 0,
@@ -123,7 +130,7 @@ def run(
         del shown["parts"], shown["input"]
         click.echo(json.dumps(shown, ensure_ascii=False))
     elif sys.stderr.isatty():
-        click.echo(words(receipt, str(out)), err=True)
+        click.echo(words(receipt, out), err=True)
     if receipt.exit_code:
         _end(receipt.message or "", receipt.exit_code)
 
@@ -137,7 +144,13 @@ def run(
     help="Read only so many rows, and give the error.",
 )
 def plan(
-    summary: str, sample: int | None, limit: int | None, inputs: tuple[str, ...], **options: Any
+    summary: str,
+    sample: int | None,
+    limit: int | None,
+    queries: str | None,
+    corpus: str | None,
+    inputs: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Say what a run would send, cost and take. Sends nothing and writes nothing.
 
@@ -147,15 +160,18 @@ def plan(
     """
     config = load_options(options)
     from batchrank.forecast import forecast, words
+    from batchrank.shapes import Inputs
 
-    figures = forecast(config, inputs, limit_rows=limit or 0, sample=sample or 0)
+    read = Inputs(inputs, queries, corpus)
+    figures = forecast(config, read, limit_rows=limit or 0, sample=sample or 0)
     _show(figures, words, as_json=summary == "json")
 
 
 @cli.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out")
+@STATE_DIR
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
-def status(out: Path, as_json: bool) -> None:
+def status(out: str, state_dir: Path | None, as_json: bool) -> None:
     """Say how far a run is: running, stopped or finished, and its figures.
 
     \b
@@ -163,13 +179,14 @@ def status(out: Path, as_json: bool) -> None:
       batchrank status scores
     """
     from batchrank.inspection import status, status_words
+    from batchrank.places import place
 
-    _show(status(out), status_words, as_json=as_json)
+    _show(status(place(out), state_dir), status_words, as_json=as_json)
 
 
 @cli.command()
-@click.argument("out", type=click.Path(path_type=Path))
-def verify(out: Path) -> None:
+@click.argument("out")
+def verify(out: str) -> None:
     """Check that every input row is in OUT once, and every part what was published.
 
     Exit code 0, or 65 with what is wrong.
@@ -179,9 +196,11 @@ def verify(out: Path) -> None:
       batchrank verify scores
     """
     from batchrank.inspection import verify
+    from batchrank.places import place
 
-    receipt = verify(out)
-    click.echo(f"{out}: {receipt.rows:,} rows in {len(receipt.parts):,} parts, all whole.")
+    folder = place(out)
+    receipt = verify(folder)
+    click.echo(f"{folder}: {receipt.rows:,} rows in {len(receipt.parts):,} parts, all whole.")
 
 
 @cli.command()

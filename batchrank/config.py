@@ -49,6 +49,8 @@ class InputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     id_column: str = "query_id"
     query_column: str = "query"
     candidates_column: str = "candidates"
+    doc_id_column: str = "doc_id"
+    text_column: str = "text"
     keep_columns: list[str] = []
 
 
@@ -164,6 +166,23 @@ def check_price(config: JobConfig) -> None:
             f'the price of provider "{config.endpoint.provider}" is not known here, so --max-cost '
             "cannot be kept. Set endpoint.price_usd, in dollars for a million tokens."
         )
+
+
+def sections_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Keys of the configuration, each in its section; no two sections share one. Raises
+    `ConfigInvalid` for a key that there is not.
+    """
+    section_of = {
+        field.name: section
+        for section, kind in _SECTIONS.items()
+        for field in msgspec.structs.fields(kind)
+    }
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        if key not in section_of:
+            raise ConfigInvalid(f"unknown setting {key}.{_nearest(key, section_of)}")
+        sections.setdefault(section_of[key], {})[key] = value
+    return sections
 
 
 def key_of(config: JobConfig) -> str | None:

@@ -17,7 +17,8 @@ from batchrank.limits import RateLimits
 from batchrank.planning import Planner
 from batchrank.records import PlannedRow
 from batchrank.report import clock, money
-from batchrank.source import Source, open_source
+from batchrank.shapes import Inputs, open_inputs
+from batchrank.source import Source
 from batchrank.throttle import AIM
 from batchrank.wire.cohere import searches
 
@@ -67,10 +68,10 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def forecast(
-    config: JobConfig, inputs: Sequence[str], *, limit_rows: int = 0, sample: int = 0
+    config: JobConfig, inputs: Inputs, *, limit_rows: int = 0, sample: int = 0
 ) -> Forecast:
     """Plan the input (`sample` rows of it, if not 0). Raises as reading does."""
-    source = open_source(inputs, columns_of(config))
+    source = open_inputs(inputs, columns_of(config))
     rows = min(source.total_rows, limit_rows or source.total_rows)
     planner = planner_of(config, exact=True)
     if not sample or sample >= rows:

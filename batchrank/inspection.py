@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchrank.claim import RECEIPT
+from batchrank.claim import RECEIPT, state_of
 from batchrank.errors import InputBad, OutputUnusable
+from batchrank.places import Place, Remote, opened
 from batchrank.report import LIVE, Progress, Receipt, clock, money, read_live
 from batchrank.sink import SUCCESS, PartRecord, read_record
-from batchrank.source import STATE
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,14 +27,16 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     receipt: Receipt | None
 
 
-def status(out: Path) -> Status:
+def status(out: Place, state_dir: Path | None = None) -> Status:
     """How far a run is. Raises `OutputUnusable` where there is none."""
-    state = out / STATE
+    if isinstance(out, Remote) and state_dir is None and (out / SUCCESS).exists():
+        return Status(state="finished", progress=None, receipt=_receipt(out))
+    state = state_of(out, state_dir)
     if not state.is_dir() and not (out / RECEIPT).exists():
         raise OutputUnusable(f"{out}: is not the output of `batchrank run`.")
     running = _is_held(state / "lock")
     finished = (out / SUCCESS).exists() and not running
-    receipt = None if running or (not finished and _is_older(out)) else _receipt(out)
+    receipt = None if running or (not finished and _is_older(out, state)) else _receipt(out)
     return Status(
         state="running" if running else "finished" if finished else "stopped",
         progress=read_live(state),
@@ -82,7 +84,7 @@ def status_words(status: Status) -> str:
     return "\n".join(f"{name:<11}{text}" for name, text in lines)
 
 
-def verify(out: Path) -> Receipt:
+def verify(out: Place) -> Receipt:
     """Check that every input row is in the output once and that what is there is whole.
 
     Raises `InputBad` (65) with the first things that are wrong, `OutputUnusable` where there is no
@@ -99,17 +101,18 @@ def verify(out: Path) -> Receipt:
     return receipt
 
 
-def _faults(out: Path, receipt: Receipt) -> Iterator[str]:
+def _faults(out: Place, receipt: Receipt) -> Iterator[str]:
     if not (out / SUCCESS).exists():
         yield f"not finished: no {SUCCESS}, {receipt.rows_open:,} rows not done"
     recorded = {part.name for part in receipt.parts}
-    for path in sorted(out.glob("*.parquet")):
-        if path.name not in recorded:
-            yield f"{path.name} is no part of the run"
+    there = sorted(path.name for path in out.glob("*.parquet"))
+    for name in there:
+        if name not in recorded:
+            yield f"{name} is no part of the run"
     rows = 0
     for part in receipt.parts:
         path = out / part.name
-        if not path.exists():
+        if part.name not in there:
             yield f"{part.name} is missing"
             continue
         rows += part.counts.rows
@@ -118,13 +121,13 @@ def _faults(out: Path, receipt: Receipt) -> Iterator[str]:
         yield f"{rows:,} rows in the parts, {receipt.rows:,} in the input"
 
 
-def _part_faults(path: Path, part: PartRecord) -> Iterator[str]:
+def _part_faults(path: Place, part: PartRecord) -> Iterator[str]:
     try:
         if read_record(path) != part:
             yield f"{part.name} is not the file that was published"
             return
         rows = results = 0
-        with pq.ParquetFile(path) as parquet:
+        with opened(path) as file, pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(1000, columns=["results", "status"]):
                 if not _is_whole(batch):
                     yield f"{part.name}: a row of {rows} to {rows + len(batch) - 1} is not whole"
@@ -166,7 +169,7 @@ def _is_whole(batch: pa.RecordBatch) -> bool:
     )
 
 
-def _receipt(out: Path) -> Receipt | None:
+def _receipt(out: Place) -> Receipt | None:
     try:
         return msgspec.json.decode((out / RECEIPT).read_bytes(), type=Receipt)
     except FileNotFoundError:
@@ -175,11 +178,11 @@ def _receipt(out: Path) -> Receipt | None:
         raise OutputUnusable(f"{out / RECEIPT}: cannot be read.") from error
 
 
-def _is_older(out: Path) -> bool:
+def _is_older(out: Place, state: Path) -> bool:
     """Whether the receipt is an earlier session's: one that is killed writes none."""
     try:
-        live = (out / STATE / LIVE).stat()
-        return (out / RECEIPT).stat().st_mtime_ns < live.st_mtime_ns
+        live = (state / LIVE).stat()
+        return isinstance(out, Path) and (out / RECEIPT).stat().st_mtime_ns < live.st_mtime_ns
     except FileNotFoundError:
         return False
 

@@ -35,7 +35,7 @@ from batchrank import __version__
 from batchrank.assembly import Assembly, Part, outcomes_before, widened
 from batchrank.budget import Budget
 from batchrank.checkpoint import Answer, Checkpoint
-from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed
+from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed, state_of
 from batchrank.config import JobConfig, check_price, key_of
 from batchrank.dispatch import DRAIN_SECONDS, Halt, Sender, dispatch
 from batchrank.errors import (
@@ -47,14 +47,16 @@ from batchrank.errors import (
 )
 from batchrank.feed import Feed
 from batchrank.link import Link, encode
+from batchrank.places import Place
 from batchrank.planning import Planner
 from batchrank.records import Failed, Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import LIMITED_BY, Progress, Receipt, total, write_live
 from batchrank.series import Series
 from batchrank.server.child import local_server
-from batchrank.signals import heard
+from batchrank.shapes import Inputs, open_inputs
+from batchrank.signals import Signals, heard
 from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
-from batchrank.source import Columns, Source, open_source
+from batchrank.source import Columns, Source
 from batchrank.throttle import Throttle
 from batchrank.transport import Transport, connected
 
@@ -73,7 +75,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is asked besides its configuration. `limit_rows` 0: all rows."""
 
     inputs: Sequence[str]
-    out: Path
+    queries: str | None = None
+    corpus: str | None = None
+    out: Place
+    state_dir: Path | None = None
     restart: bool = False
     limit_rows: int = 0
     max_cost_usd: float | None = None
@@ -88,6 +93,8 @@ def columns_of(config: JobConfig) -> Columns:
         config.input.query_column,
         config.input.candidates_column,
         config.input.keep_columns,
+        config.input.doc_id_column,
+        config.input.text_column,
         # The longest of Qwen's tokens has 128 bytes: no server reads further than twice that.
         256 * config.limits.max_tokens_per_document,
     )
@@ -109,6 +116,7 @@ def run(
     config: JobConfig,
     request: Request,
     watch: Callable[[Progress], None],
+    signals: Signals | None = None,
     *,
     connect: Connect = connected,
     in_loop: InLoop = uvloop.run,
@@ -116,23 +124,28 @@ def run(
     """Score the input into `request.out`, or go on where an earlier run stopped.
 
     Returns the receipt, which is also written as run.json, with the exit code and message of what
-    ended the run early, if anything did. Raises what keeps it from beginning. `connect` reaches the
-    endpoint and `in_loop` passes the time: a test may stand in for either.
+    ended the run early, if anything did. Raises what keeps it from beginning. `signals` are those
+    that the main thread hears, where the run is not in it. `connect` reaches the endpoint and
+    `in_loop` passes the time: a test may stand in for either.
     """
     key = key_of(config)
     if request.max_cost_usd is not None:
         check_price(config)
-    source = open_source(request.inputs, columns_of(config))
-    rows = min(source.total_rows, request.limit_rows or source.total_rows)
+    state = state_of(request.out, request.state_dir)
+    inputs = Inputs(request.inputs, request.queries, request.corpus)
+    source = open_inputs(inputs, columns_of(config))
+    if request.restart or not state.exists():
+        _ = source.total_rows  # bad input is refused before there is an output of it, or none left
     fingerprint = Fingerprint(list(source.files), request.limit_rows, config.deciding())
-    with claimed(request.out, fingerprint, restart=request.restart) as claim:
+    with claimed(request.out, state, fingerprint, restart=request.restart) as claim:
         if claim.finished and not request.retry_failed:
             return finished_receipt(claim.folder)
+        rows = min(source.total_rows, request.limit_rows or source.total_rows)
         session = _Run(config, request, source, rows, claim, watch, connect, in_loop)
-        return session.to_the_end(key)
+        return session.to_the_end(key, signals)
 
 
-def finished_receipt(out: Path) -> Receipt:
+def finished_receipt(out: Place) -> Receipt:
     """The receipt of an output, as it was written."""
     return msgspec.json.decode((out / RECEIPT).read_bytes(), type=Receipt)
 
@@ -186,10 +199,10 @@ class _Run:
         self._limited_by: str | None = None
         self._recent: deque[tuple[float, int, int]] = deque(maxlen=int(10 / TICK_SECONDS))
 
-    def to_the_end(self, key: str | None) -> Receipt:
+    def to_the_end(self, key: str | None, signals: Signals | None) -> Receipt:
         """Score what is missing, then write the receipt, and `_SUCCESS` if all is well."""
         error: BatchrankError | None = None
-        with heard() as self._signals:
+        with nullcontext(signals) if signals else heard() as self._signals:
             try:
                 if len(self._published) < self._part_count:
                     self._score(key)
@@ -208,10 +221,10 @@ class _Run:
         """A part that exists is done, also when the run was killed before it could note that: at
         its first writing, or, where rows of it had failed, at its second.
         """
-        recorded = self._checkpoint.parts()
+        recorded, there = self._checkpoint.parts(), self._sink.published()
         published = {}
         for part in range(self._part_count):
-            if not self._sink.exists(part):
+            if self._sink.name(part) not in there:
                 continue
             known = recorded.get(part)
             record = None if known is None else self._checkpoint.decoded(known, PartRecord)

@@ -39,7 +39,7 @@ _HELP = {
 class Metrics:
     """The metrics of a run into `out`, in a file, or nowhere."""
 
-    def __init__(self, path: Path | None, out: Path) -> None:
+    def __init__(self, path: Path | None, out: Path | str) -> None:
         self._path = path
         self._label = '{output="' + _escaped(str(out)) + '"}'
         self._last_success = self._read_last_success()
@@ -118,7 +118,7 @@ class Metrics:
 
 
 @contextmanager
-def measured(path: Path | None, out: Path) -> Iterator[Metrics]:
+def measured(path: Path | None, out: Path | str) -> Iterator[Metrics]:
     """Metrics of the run that the block is, to its end, whatever that is."""
     metrics = Metrics(path, out)
     metrics.begun()

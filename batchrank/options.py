@@ -25,6 +25,8 @@ _CONFIG_OPTIONS = [
     ("input", "query_column", click.STRING, "The column of query texts."),
     ("input", "candidates_column", click.STRING, "The column of candidate lists."),
     ("input", "id_column", click.STRING, "The column of query ids."),
+    ("input", "doc_id_column", click.STRING, "The column of document ids, of pairs and runs."),
+    ("input", "text_column", click.STRING, "The column of texts, of pairs and a corpus."),
 ]
 
 
@@ -36,6 +38,8 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
             option, f"{section}__{name}", type=kind, help=text, metavar=_metavar(kind)
         )(command)
     for decorate in (
+        click.option("--queries", metavar="FILE", help="Query texts, beside a run of ids."),
+        click.option("--corpus", metavar="FILE", help="Document texts, beside a run of ids."),
         click.option("--keep", multiple=True, metavar="COLUMN", help="Keep a column. Repeatable."),
         click.option("--limit", type=click.IntRange(1), metavar="ROWS", help="Only the first."),
         click.option(
@@ -69,6 +73,14 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = decorate(command)
     return command
+
+
+STATE_DIR = click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the run's state is, if not in OUT: needed where OUT is a bucket.",
+)
 
 
 def _metavar(kind: object) -> str:

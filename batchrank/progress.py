@@ -1,6 +1,7 @@
-"""The line that moves while a run is at work, on a terminal and nowhere else.
+"""The line that moves while a run is at work, on a terminal or in a notebook and nowhere else.
 
-It goes to standard error, so that standard output holds results alone.
+It goes to standard error, so that standard output holds results alone. In a notebook it is a bar of
+the browser's own, which needs no widgets installed.
 """
 
 import sys
@@ -11,9 +12,13 @@ from batchrank.report import Progress, clock, money
 
 
 @contextmanager
-def bar() -> Iterator[Callable[[Progress], None]]:
-    """A function to call with figures: it draws them, or does nothing without a terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
+def bar(*, wanted: bool = True) -> Iterator[Callable[[Progress], None]]:
+    """A function to call with figures: it draws them, or does nothing where nobody looks."""
+    if wanted and _is_notebook():
+        with _in_notebook() as draw:
+            yield draw
+        return
+    if not wanted or sys.stderr is None or not sys.stderr.isatty():
         yield lambda progress: None
         return
     from rich.console import Console  # 0.1 s that a cron job does not need
@@ -47,6 +52,31 @@ def bar() -> Iterator[Callable[[Progress], None]]:
 
 _ROWS_WIDTH = 18
 """What a narrow terminal keeps for the word "rows", a short bar, and the spaces between."""
+
+
+def _is_notebook() -> bool:
+    """Whether this is a notebook's kernel; whoever runs in one has imported IPython."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+@contextmanager
+def _in_notebook() -> Iterator[Callable[[Progress], None]]:
+    shown = sys.modules["IPython.display"]
+    handle = shown.display(shown.HTML("starting"), display_id=True)
+
+    def draw(progress: Progress) -> None:
+        handle.update(
+            shown.HTML(
+                f'<progress max="{progress.rows}" value="{progress.rows_done}"></progress> '
+                f"{progress.rows_done:,} of {progress.rows:,} rows  {_figures(progress, 100)}"
+            )
+        )
+
+    try:
+        yield draw
+    finally:
+        handle.update(shown.HTML(""))
 
 
 def _figures(progress: Progress, width: int) -> str:

@@ -1,7 +1,8 @@
 """SIGTERM and Ctrl-C, from a run's first moment to its last.
 
 Before there is anything to drain the first signal ends the run at once; while requests are in
-flight a listener is told; after that the run is ending anyway and signals change nothing. Handlers
+flight a listener is told; after that the run is ending anyway and signals change nothing. A run in
+another thread cannot be ended from here: its listener is told as soon as there is one. Handlers
 of the event loop would not do: they are gone, and SIGTERM deadly again, before the receipt is
 written.
 """
@@ -24,12 +25,15 @@ class Signals:
     def __init__(self) -> None:
         self._listener: Callable[[Stopped], None] | None = None
         self._ending = False
+        self._early: Stopped | None = None
 
     @contextmanager
     def told_to(self, listener: Callable[[Stopped], None]) -> Iterator[None]:
         """Tell `listener` of each signal while the block runs; afterwards nobody."""
         self._listener = listener
         try:
+            if self._early is not None:
+                listener(self._early)
             yield
         finally:
             self._listener = None
@@ -49,6 +53,7 @@ class Signals:
             self._listener(stopped)
         elif not self._ending:
             self._ending = True
+            self._early = stopped
             raise stopped
 
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchrank.errors import OutputUnusable, StorageFailed
+from batchrank.places import Place, Remote, opened
 from batchrank.records import RowScores
 
 RESULT = pa.struct(
@@ -66,7 +67,7 @@ class Sink:
     """Writes the parts of one output folder; `beside` is the folder for files not yet whole."""
 
     def __init__(
-        self, folder: Path, beside: Path, *, parts: int, top_n: int, compression: str
+        self, folder: Place, beside: Path, *, parts: int, top_n: int, compression: str
     ) -> None:
         self._folder = folder
         self._beside = beside
@@ -87,9 +88,9 @@ class Sink:
         write_whole(self._folder / self.name(part), content, self._beside)
         return PartRecord(self.name(part), hashlib.sha256(content).hexdigest(), counts)
 
-    def exists(self, part: int) -> bool:
-        """Whether a part is published."""
-        return (self._folder / self.name(part)).exists()
+    def published(self) -> set[str]:
+        """The names of the parts that are there."""
+        return {path.name for path in self._folder.glob("part-*.parquet")}
 
     def read(self, part: int) -> PartRecord:
         """The record of a published part, from its file. Raises `OutputUnusable`."""
@@ -100,7 +101,7 @@ class Sink:
         record = self.read(part)
         failed = set(record.counts.failed_offsets)
         table = pq.read_table(
-            self._folder / record.name,
+            opened(self._folder / record.name),
             columns=["results", "status", "error", "requests", "truncated"],
         )
         return [
@@ -155,13 +156,14 @@ def _blocks(rows: Sequence[RowScores]) -> Iterator[tuple[int, int]]:
         yield start, len(rows)
 
 
-def read_record(path: Path) -> PartRecord:
+def read_record(path: Place) -> PartRecord:
     """A published part's record, from the file itself. Raises `OutputUnusable`."""
     try:
-        counts = pq.read_schema(path).metadata[_METADATA]
+        content = path.read_bytes()
+        counts = pq.read_schema(pa.BufferReader(content)).metadata[_METADATA]
         return PartRecord(
             path.name,
-            hashlib.sha256(path.read_bytes()).hexdigest(),
+            hashlib.sha256(content).hexdigest(),
             msgspec.json.decode(counts, type=PartCounts),
         )
     except (pa.ArrowException, OSError, KeyError, TypeError, msgspec.DecodeError) as error:
@@ -219,8 +221,11 @@ def _results(rows: Sequence[RowScores], doc_ids: pa.ChunkedArray, top_n: int) ->
     return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), structs)
 
 
-def write_whole(path: Path, content: bytes | pa.Buffer, beside: Path) -> None:
+def write_whole(path: Place, content: bytes | pa.Buffer, beside: Path) -> None:
     """Put a file at `path`, whole or not at all. Raises `StorageFailed`."""
+    if isinstance(path, Remote):
+        path.write_bytes(content)
+        return
     draft = beside / (path.name + ".part")
     try:
         with draft.open("wb") as file:

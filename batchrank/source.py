@@ -9,8 +9,6 @@ fast as a batch at once (cache). This file does not know what a request is.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from glob import glob, has_magic
-from pathlib import Path
 
 import msgspec
 import pyarrow as pa
@@ -18,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import types
 
-from batchrank.errors import InputBad, InputMissing
+from batchrank.errors import InputBad, StorageFailed
+from batchrank.places import Place, Remote, found, opened, plain
 from batchrank.records import Row
 
 BATCH_ROWS = 256
@@ -28,6 +27,8 @@ _MOST_ROW_BYTES = 64 << 20
 """Of a row, taken over a row group or batch: Arrow holds it several times over while it is read."""
 ROW_COLUMN = "row"
 STATE = "_batchrank"
+MARKER = "_batchrank.json"
+"""In an output whose state is elsewhere, what says whose output it is."""
 DOC_IDS = "doc_ids"
 
 
@@ -45,13 +46,15 @@ class Columns(msgspec.Struct, frozen=True):
     query: str
     candidates: str
     keep: Sequence[str]
+    doc_id: str = "doc_id"
+    text: str = "text"
     max_characters: int = 1 << 62
     """What is beyond so many characters of a text nobody reads: it is left in Arrow."""
 
 
 class FileIdentity(msgspec.Struct, frozen=True):
     """What tells one input file from another that took its name: a changed file changes its
-    footer, which holds every page's place and size.
+    footer, which holds every page's place and size. Of a text file, its lines and all of it.
     """
 
     name: str
@@ -75,16 +78,20 @@ class Source:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[Place],
         files: Sequence[FileIdentity],
         columns: Columns,
         has_id: bool,
     ) -> None:
         self.paths = paths
         self.files = files
-        self.total_rows = sum(file.rows for file in files)
         self._columns = columns
         self._has_id = has_id
+
+    @property
+    def total_rows(self) -> int:
+        """How many rows there are."""
+        return sum(file.rows for file in self.files)
 
     def chunks(self, first: int, stop: int, rows_per_part: int) -> Iterator[Chunk]:
         """Rows `first` up to `stop`, in order; no chunk reaches over a part's border. Row groups
@@ -96,23 +103,23 @@ class Source:
                 try:
                     yield from self._file_chunks(path, start, first, stop, rows_per_part)
                 except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                    raise InputBad(f"{path}: cannot be read: {_plain(error)}") from error
+                    raise unreadable(path, error) from error
             start += file.rows
 
     def empty(self) -> pa.RecordBatch:
         """What the sink needs to write a part without rows."""
-        schema = pq.read_schema(self.paths[0])
+        schema = pq.read_schema(opened(self.paths[0]))
         columns = [pa.array([], field.type) for field in schema]
         return self._chunk(0, pa.RecordBatch.from_arrays(columns, schema=schema)).kept
 
     def _file_chunks(
-        self, path: Path, start: int, first: int, stop: int, rows_per_part: int
+        self, path: Place, start: int, first: int, stop: int, rows_per_part: int
     ) -> Iterator[Chunk]:
         names = [self._columns.query, self._columns.candidates, *self._columns.keep]
         if self._has_id:
             names.append(self._columns.id)
         with pq.ParquetFile(
-            path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+            opened(path), buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
         ) as parquet:
             for group in range(parquet.num_row_groups):
                 end = start + parquet.metadata.row_group(group).num_rows
@@ -130,7 +137,7 @@ class Source:
         candidates = _Candidates(
             batch.column(self._columns.candidates), self._columns.max_characters
         )
-        queries = _decoded(batch.column(self._columns.query)).to_pylist()
+        queries = decoded(batch.column(self._columns.query)).to_pylist()
         rows = [
             Row(first + offset, query, candidates.texts(offset))
             for offset, query in enumerate(queries)
@@ -159,11 +166,11 @@ class _Candidates:
             self._offsets.append(self._offsets[-1] + length)
         flat = column.flatten()
         if types.is_struct(flat.type):
-            self._texts = _decoded(pc.struct_field(flat, "text"))
+            self._texts = decoded(pc.struct_field(flat, "text"))
             has_id = flat.type.get_field_index("doc_id") >= 0
-            self._ids = _decoded(pc.struct_field(flat, "doc_id")) if has_id else None
+            self._ids = decoded(pc.struct_field(flat, "doc_id")) if has_id else None
         else:
-            self._texts, self._ids = _decoded(flat), None
+            self._texts, self._ids = decoded(flat), None
         # A hostile cell of 300 MB would take seven times that as strings and requests.
         if types.is_string_view(self._texts.type) or types.is_null(self._texts.type):
             self._texts = self._texts.cast(pa.large_string())
@@ -190,17 +197,14 @@ def open_source(inputs: Sequence[str], columns: Columns) -> Source:
     Raises `InputMissing` for a path or pattern without a file, `InputBad` for anything that is not
     Parquet or whose columns do not fit.
     """
-    paths = [path for argument in inputs for path in _found(argument)]
-    for path in paths:
-        if sum(path.samefile(other) for other in paths) > 1:
-            raise InputBad(f"{path}: given twice; its rows would be scored and paid for twice.")
+    paths = input_files(inputs)
     schema, files = None, []
     for path in paths:
-        identity, found = _footer(path)
-        _check(path, found, columns)
+        identity, own = footer(path)
+        _check(path, own, columns)
         if schema is not None:
-            _check_same(path, found, schema, [columns.id, *columns.keep])
-        schema = schema or found
+            check_same(path, own, schema, [columns.id, *columns.keep])
+        schema = schema or own
         files.append(identity)
     assert schema is not None
     has_id = columns.id in schema.names
@@ -212,49 +216,44 @@ def open_source(inputs: Sequence[str], columns: Columns) -> Source:
     return Source(paths, files, columns, has_id)
 
 
-def _found(argument: str) -> list[Path]:
-    path = Path(argument)
-    if path.is_dir():
-        hidden = ("_", ".")
-        found = sorted(
-            file
-            for file in path.rglob("*.parquet")
-            if not any(part.startswith(hidden) for part in file.relative_to(path).parts)
-            and not (file.parent / STATE).is_dir()  # an output of ours is no input
-        )
-        if not found:
-            raise InputMissing(f"{argument}: no *.parquet file in this folder.")
-        return found
-    if not path.exists() and has_magic(argument):
-        found = [Path(name) for name in sorted(glob(argument, recursive=True))]
-        if not found:
-            raise InputMissing(f"{argument}: no file matches this pattern.")
-        return found
-    if not path.exists():
-        raise InputMissing(f"{argument}: no such file or folder.")
-    return [path]
+def input_files(inputs: Sequence[str]) -> list[Place]:
+    """The files that the arguments mean, each once."""
+    paths = [path for argument in inputs for path in found(argument, [".parquet"], (STATE, MARKER))]
+    for path in paths:
+        if sum(path.samefile(other) for other in paths) > 1:  # type: ignore[arg-type]
+            raise InputBad(f"{path}: given twice; its rows would be scored and paid for twice.")
+    return paths
 
 
-def _footer(path: Path) -> tuple[FileIdentity, pa.Schema]:
+def footer(path: Place) -> tuple[FileIdentity, pa.Schema]:
+    """A Parquet file's identity and columns. Raises `InputBad` where it is none."""
     try:
-        with pq.ParquetFile(path) as parquet, path.open("rb") as file:
-            size = path.stat().st_size
-            file.seek(size - 8)
-            file.seek(size - 8 - int.from_bytes(file.read(4), "little"))
+        with opened(path) as file:
+            size = file.size()
+            file.seek(max(0, size - 8))
+            file.seek(max(0, size - 8 - int.from_bytes(file.read(4), "little")))
             digest = hashlib.sha256(file.read()).hexdigest()
-            metadata = parquet.metadata
-            groups = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
-            if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
-                raise InputBad(f"{path}: its footer contradicts itself.")
-            for group, rows in enumerate(groups):
-                _check_size(path, group, metadata.row_group(group).total_byte_size, rows)
-            identity = FileIdentity(path.name, size, metadata.num_rows, digest)
-            return identity, parquet.schema_arrow
+            with pq.ParquetFile(file) as parquet:
+                metadata = parquet.metadata
+                groups = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+                if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
+                    raise InputBad(f"{path}: its footer contradicts itself.")
+                for group, rows in enumerate(groups):
+                    _check_size(path, group, metadata.row_group(group).total_byte_size, rows)
+                identity = FileIdentity(path.name, size, metadata.num_rows, digest)
+                return identity, parquet.schema_arrow
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputBad(f"{path}: not a readable Parquet file: {_plain(error)}") from error
+        raise InputBad(f"{path}: not a readable Parquet file: {plain(error)}") from error
 
 
-def _check(path: Path, schema: pa.Schema, columns: Columns) -> None:
+def unreadable(path: Place, error: Exception) -> InputBad | StorageFailed:
+    """What a file that cannot be read on is: damaged, or out of reach for the moment."""
+    if isinstance(path, Remote) and isinstance(error, OSError):
+        return StorageFailed(f"{path}: cannot be read: {plain(error)}")
+    return InputBad(f"{path}: cannot be read: {plain(error)}")
+
+
+def _check(path: Place, schema: pa.Schema, columns: Columns) -> None:
     for name in [columns.query, columns.candidates, *columns.keep]:
         if name not in schema.names:
             raise InputBad(
@@ -262,7 +261,7 @@ def _check(path: Path, schema: pa.Schema, columns: Columns) -> None:
                 "See README, Input."
             )
     query = schema.field(columns.query).type
-    if not _is_text(query):
+    if not is_text(query):
         raise InputBad(f'{path.name}: column "{columns.query}" is {query}; expected string.')
     candidates = schema.field(columns.candidates).type
     if not _is_candidates(candidates):
@@ -272,7 +271,8 @@ def _check(path: Path, schema: pa.Schema, columns: Columns) -> None:
         )
 
 
-def _check_same(path: Path, schema: pa.Schema, first: pa.Schema, names: Sequence[str]) -> None:
+def check_same(path: Place, schema: pa.Schema, first: pa.Schema, names: Sequence[str]) -> None:
+    """Refuse a file whose columns of these names have other types than the first file's."""
     for name in names:
         mine = schema.field(name).type if name in schema.names else "absent"
         theirs = first.field(name).type if name in first.names else "absent"
@@ -295,22 +295,24 @@ def _is_candidates(kind: pa.DataType) -> bool:
         return False
     item = kind.value_type
     if not types.is_struct(item):
-        return _is_text(item)
+        return is_text(item)
     text, doc_id = item.get_field_index("text"), item.get_field_index("doc_id")
-    if text < 0 or not _is_text(item.field(text).type):
+    if text < 0 or not is_text(item.field(text).type):
         return False
-    return doc_id < 0 or _is_id(item.field(doc_id).type)
+    return doc_id < 0 or is_id(item.field(doc_id).type)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts."""
     if types.is_dictionary(kind):
         kind = kind.value_type
     texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
     return any(is_one(kind) for is_one in texts)
 
 
-def _is_id(kind: pa.DataType) -> bool:
-    return _is_text(kind) or types.is_integer(kind)
+def is_id(kind: pa.DataType) -> bool:
+    """Whether a column holds document ids."""
+    return is_text(kind) or types.is_integer(kind)
 
 
 def _batches(parquet: pq.ParquetFile, group: int, names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -333,7 +335,7 @@ def _batches(parquet: pq.ParquetFile, group: int, names: list[str]) -> Iterator[
     yield from read(max(1, min(BATCH_ROWS, _BATCH_BYTES // row_bytes)))
 
 
-def _check_size(path: Path, group: int, size: int, rows: int) -> None:
+def _check_size(path: Place, group: int, size: int, rows: int) -> None:
     if rows and size > rows * _MOST_ROW_BYTES:
         raise InputBad(
             f"{path}: {rows} rows of row group {group} take {size >> 20:,} MB, and a row may take "
@@ -352,12 +354,8 @@ def _cut(
         at = border
 
 
-def _decoded(array: pa.Array) -> pa.Array:
+def decoded(array: pa.Array) -> pa.Array:
+    """An array without its dictionary."""
     if types.is_dictionary(array.type):
         return array.dictionary_decode()
     return array
-
-
-def _plain(error: Exception) -> str:
-    """An Arrow message's first line: what follows may quote the data."""
-    return str(error).split("\n", 1)[0][:200]

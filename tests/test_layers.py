@@ -13,6 +13,10 @@ CORE |= {"pricing"}
 DIALECT_FILES = ("answers", "fields", "flat", "served", "cohere", "native", "voyage", "tei")
 WIRE = {"wire", *(f"wire.{name}" for name in DIALECT_FILES)}
 SHELL = {"source", "sink", "checkpoint", "transport", "throttle", "dispatch"}
+SHAPES = {
+    f"shapes.{name}"
+    for name in ("lines", "groups", "grouped", "spill", "pairs", "ids", "texts", "hashes")
+}
 CLOCKS_AND_IO = {
     *("asyncio", "time", "os", "socket", "threading", "subprocess", "selectors", "signal", "ssl"),
     *("http", "urllib", "shutil", "tempfile", "multiprocessing", "concurrent"),
@@ -20,9 +24,10 @@ CLOCKS_AND_IO = {
 DOORS = {
     "aiohttp": {"transport", "server.api", "server.app", "server.breakage"},
     "aiolimiter": {"throttle"},
-    "pyarrow": {"source", "sink", "inspection", "output", "export", "findings"},
-    "polars": {"evaluation", "qrels", "export"},
+    "pyarrow": {"places", "source", "sink", "inspection", "output", "export", "findings"} | SHAPES,
+    "polars": {"evaluation", "qrels", "export", "shapes.hashes", "frames"},
     "scipy": {"evaluation"},
+    "huggingface_hub": {"places"},
     "sqlite3": {"checkpoint"},
     "click": {"cli", "options"},
     "rich": {"progress"},
@@ -99,7 +104,8 @@ def test_the_core_opens_no_file(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(SHELL))
 def test_files_of_the_shell_do_not_import_each_other(name: str) -> None:
-    assert OURS[name] <= CORE | WIRE | {"records"}
+    """`places` is what they read and write through."""
+    assert OURS[name] <= CORE | WIRE | {"records", "places"}
 
 
 @pytest.mark.parametrize("name", sorted(name for name in FILES if name.startswith("server")))
@@ -120,7 +126,7 @@ def test_only_the_composition_point_knows_the_shell() -> None:
 
 def test_nothing_below_the_command_line_imports_it() -> None:
     assert {name for name, ours in OURS.items() if "cli" in ours} <= {"__main__"}
-    assert {name for name, ours in OURS.items() if "job" in ours} <= {"cli", "forecast"}
+    assert {name for name, ours in OURS.items() if "job" in ours} <= {"cli", "forecast", "frames"}
 
 
 @pytest.mark.parametrize("library", sorted(DOORS))

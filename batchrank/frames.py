@@ -1,0 +1,149 @@
+"""From Python: a frame in and a frame out, or a whole run; the same engine as the command's.
+
+The run has a thread of its own, so that it can be called where an event loop is at work already, as
+in a notebook. Ctrl-C, or a notebook's stop button, ends it as it ends the command: drained, and to
+be gone on with where `out` was given.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from batchrank import job
+from batchrank.config import JobConfig, load, sections_of
+from batchrank.errors import BatchrankError, ExitCode, InputBad
+from batchrank.places import Place, place, plain
+from batchrank.progress import bar
+from batchrank.report import Receipt
+from batchrank.signals import heard
+
+Configuration = JobConfig | Mapping[str, Any] | str | Path | None
+"""A TOML file's path, its sections as a mapping, or what `batchrank.config.load` returns."""
+
+
+def rerank(
+    source: Any,
+    *,
+    config: Configuration = None,
+    queries: Any = None,
+    corpus: Any = None,
+    out: str | Path | None = None,
+    state_dir: str | Path | None = None,
+    limit_rows: int = 0,
+    max_cost_usd: float | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> pl.DataFrame:
+    """Score a frame (polars, pyarrow, pandas), or files by their path, and return the output.
+
+    `settings` are keys of the configuration by their names: provider="dashscope", top_n=10.
+    `queries` and `corpus` go beside a run of ids. Rows that failed are in the output, with their
+    reason in `error`. With `out` the scores are kept there too, and the same call goes on where an
+    earlier one stopped; without it they are gone when the call fails. Raises `BatchrankError`.
+    """
+    with TemporaryDirectory(prefix="batchrank-") as scratch:
+        folder = place(str(out)) if out is not None else Path(scratch) / "out"
+        request = job.Request(
+            inputs=[_path(source, Path(scratch), "frame")],
+            queries=None if queries is None else _path(queries, Path(scratch), "queries"),
+            corpus=None if corpus is None else _path(corpus, Path(scratch), "corpus"),
+            out=folder,
+            state_dir=None if state_dir is None else Path(state_dir),
+            limit_rows=limit_rows,
+            max_cost_usd=max_cost_usd,
+            max_failed_rows=1 << 62,
+        )
+        receipt = _ended(_configured(config, settings), request, progress)
+        if receipt.exit_code:
+            raise _error(receipt)
+        return _output(folder, receipt)
+
+
+def run(
+    config: Configuration,
+    inputs: str | Path | list[str | Path],
+    out: str | Path,
+    *,
+    queries: str | Path | None = None,
+    corpus: str | Path | None = None,
+    state_dir: str | Path | None = None,
+    restart: bool = False,
+    retry_failed: bool = False,
+    limit_rows: int = 0,
+    max_cost_usd: float | None = None,
+    max_failed_rows: int = 0,
+    progress: bool = False,
+) -> Receipt:
+    """Score files into `out`, or go on where an earlier run stopped: `batchrank run` as a function.
+
+    Returns the receipt, whose `exit_code` and `message` say how the run ended. Raises
+    `BatchrankError` for what keeps it from beginning.
+    """
+    request = job.Request(
+        inputs=[str(one) for one in (inputs if isinstance(inputs, list) else [inputs])],
+        queries=None if queries is None else str(queries),
+        corpus=None if corpus is None else str(corpus),
+        out=place(str(out)),
+        state_dir=None if state_dir is None else Path(state_dir),
+        restart=restart,
+        retry_failed=retry_failed,
+        limit_rows=limit_rows,
+        max_cost_usd=max_cost_usd,
+        max_failed_rows=max_failed_rows,
+    )
+    return _ended(_configured(config, {}), request, progress)
+
+
+def _ended(config: JobConfig, request: job.Request, progress: bool) -> Receipt:
+    with (
+        bar(wanted=progress) as watch,
+        heard() as signals,
+        ThreadPoolExecutor(1, "batchrank") as thread,
+    ):
+        return thread.submit(job.run, config, request, watch, signals).result()
+
+
+def _configured(config: Configuration, settings: Mapping[str, Any]) -> JobConfig:
+    over = sections_of(settings)
+    if config is None:
+        return load(None, over)
+    if isinstance(config, str | Path):
+        return load(Path(config), over)
+    if isinstance(config, JobConfig) and not settings:
+        return config
+    given = dict(msgspec.to_builtins(config))
+    names = {**given, **over}
+    return load(None, {name: {**given.get(name, {}), **over.get(name, {})} for name in names})
+
+
+def _path(source: Any, folder: Path, name: str) -> str:
+    """Where the engine reads a frame from: a file that is gone after the call."""
+    if isinstance(source, str | Path):
+        return str(source)
+    if not hasattr(source, "__arrow_c_stream__"):
+        raise InputBad(
+            f"{type(source).__name__}: no frame; expected polars, pyarrow or pandas, or a path."
+        )
+    path = folder / f"{name}.parquet"
+    try:
+        pl.DataFrame(source).write_parquet(path, row_group_size=10_000)
+    except (pl.exceptions.PolarsError, OSError, ValueError, TypeError) as error:
+        raise InputBad(f"{type(source).__name__}: cannot be read: {plain(error)}") from error
+    return str(path)
+
+
+def _output(folder: Place, receipt: Receipt) -> pl.DataFrame:
+    files = [BytesIO((folder / part.name).read_bytes()) for part in receipt.parts]
+    return pl.concat([pl.read_parquet(file) for file in files])
+
+
+def _error(receipt: Receipt) -> BatchrankError:
+    error = BatchrankError(receipt.message)
+    error.code = ExitCode(receipt.exit_code)
+    return error

@@ -1,0 +1,96 @@
+"""Grouped lines as a `Source`: each group made a nested row, which is then read as any other.
+
+So a row's texts, ids and kept columns come out of the same few lines of `source`, and parts have
+the same bytes in whatever shape the same data was given.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+
+import pyarrow as pa
+
+from batchrank.errors import InputBad
+from batchrank.places import plain
+from batchrank.shapes.groups import Gathered, Groups, pieces
+from batchrank.source import BATCH_ROWS, Chunk, Columns, FileIdentity, Source
+
+_CHUNK_BYTES = 4 << 20
+
+
+class Grouped(Source):
+    """Rows made of groups of lines. `gather` looks at all of the input, when first asked for."""
+
+    def __init__(
+        self,
+        files: Sequence[FileIdentity],
+        columns: Columns,
+        has_id: bool,
+        gather: Callable[[], tuple[Groups, int]],
+        nest: Callable[[Gathered], pa.RecordBatch],
+        no_rows: Callable[[], pa.RecordBatch],
+    ) -> None:
+        super().__init__((), files, columns, has_id)
+        self._gather = gather
+        self._nest = nest
+        self._no_rows = no_rows
+        self._row_bytes = _CHUNK_BYTES // 4
+
+    @cached_property
+    def _groups(self) -> tuple[Groups, int]:
+        with _told_of(self.files):
+            return self._gather()
+
+    @property
+    def total_rows(self) -> int:
+        """How many queries there are."""
+        return self._groups[1]
+
+    def chunks(self, first: int, stop: int, rows_per_part: int) -> Iterator[Chunk]:
+        """Rows `first` up to `stop`, in order; no chunk reaches over a part's border."""
+        if first >= stop:
+            return
+        groups, _ = self._groups
+        with _told_of(self.files):
+            for gathered in groups.read(first, stop):
+                for piece in pieces(gathered, first, stop, rows_per_part, self._most_rows):
+                    nested = self._nest(piece)
+                    self._row_bytes = max(1, nested.nbytes // nested.num_rows)
+                    yield self._chunk(piece.first, nested)
+
+    def _most_rows(self) -> int:
+        """As many as make a few megabytes; the rows before say how large rows are."""
+        return max(1, min(BATCH_ROWS, _CHUNK_BYTES // self._row_bytes))
+
+    def empty(self) -> pa.RecordBatch:
+        """What the sink needs to write a part without rows."""
+        return self._chunk(0, self._no_rows()).kept
+
+
+@contextmanager
+def _told_of(files: Sequence[FileIdentity]) -> Iterator[None]:
+    """What is no text in a text column shows only when it is used."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise InputBad(f"{files[0].name}: cannot be read: {plain(error)}") from error
+
+
+def listed(gathered: Gathered, doc_ids: pa.Array | None, texts: pa.Array) -> pa.ListArray:
+    """The candidate lists of some groups."""
+    fields = {"doc_id": doc_ids, "text": texts}
+    given = {name: column for name, column in fields.items() if column is not None}
+    structs = pa.StructArray.from_arrays(list(given.values()), list(given))
+    return pa.ListArray.from_arrays(pa.array(gathered.offsets, pa.int32()), structs)
+
+
+def first_lines(gathered: Gathered, names: Sequence[str], schema: pa.Schema) -> dict[str, pa.Array]:
+    """Columns of each group's first line, of the types that they have in the input."""
+    firsts = pa.array(gathered.offsets[:-1])
+    columns = {name: gathered.lines.column(name).take(firsts) for name in dict.fromkeys(names)}
+    return {
+        name: column
+        if column.type == schema.field(name).type
+        else column.cast(schema.field(name).type)
+        for name, column in columns.items()
+    }

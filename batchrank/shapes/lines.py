@@ -1,0 +1,201 @@
+"""Files of lines, read in order and from any line: Parquet, or a TREC run of six columns.
+
+A line is a pair (query, document) or names one. Which lines belong together is for `groups`.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from io import BufferedReader
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchrank.errors import InputBad
+from batchrank.places import Place, opened, plain
+from batchrank.source import FileIdentity, check_same, footer, unreadable
+
+BATCH_LINES = 1 << 14
+_BATCH_BYTES = 4 << 20
+_PROBE_LINES = 16
+
+
+class ParquetLines:
+    """The lines of some Parquet files, one after the other."""
+
+    def __init__(self, paths: Sequence[Place], columns: Sequence[str] = ()) -> None:
+        footers = [footer(path) for path in paths]
+        self._paths = paths
+        self.files = [identity for identity, _ in footers]
+        self.schema: pa.Schema = footers[0][1]
+        for path, (_, schema) in zip(paths, footers, strict=True):
+            check_same(path, schema, self.schema, columns)
+        self.total = sum(file.rows for file in self.files)
+
+    def where(self, line: int) -> str:
+        """A line's file and its number there, for a message."""
+        return line_name(self.files, line)
+
+    def batches(self, names: Sequence[str], first: int = 0) -> Iterator[pa.RecordBatch]:
+        """These columns of the lines from `first` on. Raises `InputBad`."""
+        for path, file in zip(self._paths, self.files, strict=True):
+            if first < file.rows:
+                try:
+                    yield from _parquet_batches(path, list(dict.fromkeys(names)), first)
+                except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                    raise unreadable(path, error) from error
+            first = max(0, first - file.rows)
+
+
+class TrecLines:
+    """The lines of TREC runs: query, Q0, document, rank, score, tag, between white space."""
+
+    def __init__(self, paths: Sequence[Place], query_id: str, doc_id: str) -> None:
+        self._paths = paths
+        self.files = [text_identity(path) for path in paths]
+        self.total = sum(file.rows for file in self.files)
+        self.schema = pa.schema(
+            [
+                (query_id, pa.string()),
+                (doc_id, pa.string()),
+                ("rank", pa.int64()),
+                ("score", pa.float64()),
+            ]
+        )
+
+    def where(self, line: int) -> str:
+        """A line's file and its number there, for a message."""
+        return line_name(self.files, line)
+
+    def batches(self, names: Sequence[str], first: int = 0) -> Iterator[pa.RecordBatch]:
+        """These columns of the lines from `first` on. Raises `InputBad`."""
+        start = 0
+        for path, file in zip(self._paths, self.files, strict=True):
+            if first < start + file.rows:
+                try:
+                    with BufferedReader(text_stream(path)) as stream:
+                        at = max(start, first)
+                        lines = islice(stream, at - start, None)
+                        while batch := list(islice(lines, BATCH_LINES)):
+                            yield self._batch(batch, at).select(list(dict.fromkeys(names)))
+                            at += len(batch)
+                except OSError as error:
+                    raise unreadable(path, error) from error
+            start += file.rows
+
+    def _batch(self, lines: list[bytes], first: int) -> pa.RecordBatch:
+        fields = [line.split() for line in lines]
+        try:
+            columns = [
+                [six[0].decode() for six in fields],
+                [six[2].decode() for six in fields],
+                [int(six[3]) for six in fields],
+                [float(six[4]) for six in fields],
+            ]
+        except (IndexError, ValueError):
+            wrong = next(at for at, six in enumerate(fields) if not _is_run_line(six))
+            raise InputBad(
+                f"{self.where(first + wrong)}: expected the six columns of a TREC run: query_id, "
+                "Q0, doc_id, rank, score, tag."
+            ) from None
+        return pa.record_batch(columns, schema=self.schema)
+
+
+Lines = ParquetLines | TrecLines
+
+
+def line_name(files: Sequence[FileIdentity], line: int) -> str:
+    """The file that a line of all is in, and its number there."""
+    for file in files:
+        if line < file.rows:
+            return f"{file.name}, line {line + 1:,}"
+        line -= file.rows
+    return f"{files[-1].name}, at its end"
+
+
+def text_stream(path: Place) -> pa.NativeFile:
+    """A text file's bytes in order, unpacked where its name says that it is packed."""
+    return pa.input_stream(opened(path), compression=_packing(path), buffer_size=1 << 20)
+
+
+def text_identity(path: Place) -> FileIdentity:
+    """A text file's identity: it has no footer, so all of it is read."""
+    digest, lines, last = hashlib.sha256(), 0, b"\n"
+    try:
+        with opened(path) as packed:
+            size = packed.size()
+        with text_stream(path) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                lines += block.count(b"\n")
+                last = block[-1:]
+    except (pa.ArrowException, OSError) as error:
+        raise InputBad(f"{path}: cannot be read: {plain(error)}") from error
+    return FileIdentity(path.name, size, lines + (last != b"\n"), digest.hexdigest())
+
+
+def is_parquet(path: Place) -> bool:
+    """Whether a file begins as Parquet does. Why one cannot be opened is told by who reads it."""
+    try:
+        with opened(path) as file:
+            return bool(file.read(4) == b"PAR1")
+    except (pa.ArrowException, OSError):
+        return True
+
+
+def _packing(path: Place) -> str | None:
+    endings = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+    return next((kind for ending, kind in endings.items() if path.name.endswith(ending)), None)
+
+
+def _is_run_line(fields: Sequence[bytes]) -> bool:
+    try:
+        int(fields[3]), float(fields[4]), fields[0].decode(), fields[2].decode()
+    except (IndexError, ValueError):
+        return False
+    return True
+
+
+def _parquet_batches(path: Place, names: list[str], first: int) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(
+        opened(path), buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+    ) as parquet:
+        start = 0
+        for group in range(parquet.num_row_groups):
+            end = start + parquet.metadata.row_group(group).num_rows
+            if end > first:
+                for batch in _group_batches(parquet, group, names):
+                    if start + batch.num_rows > first:
+                        yield _movable(batch.slice(max(0, first - start)))
+                    start += batch.num_rows
+                if start != end:
+                    raise InputBad(f"{path}: row group {group} lacks lines that it claims.")
+            start = end
+
+
+def _movable(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Views as plain columns: Arrow cannot yet pick rows of a view (see `grouped.first_lines`)."""
+    plain_of = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    for at, field in enumerate(batch.schema):
+        if field.type in plain_of:
+            column = batch.column(at).cast(plain_of[field.type])
+            batch = batch.set_column(at, field.name, column)
+    return batch
+
+
+def _group_batches(
+    parquet: pq.ParquetFile, group: int, names: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """A row group's batches, as many lines at a time as make a few megabytes."""
+
+    def read(lines: int) -> Iterator[pa.RecordBatch]:
+        batches: Iterator[pa.RecordBatch] = parquet.iter_batches(
+            lines, row_groups=[group], columns=names, use_threads=False
+        )
+        return batches
+
+    probe = next(read(_PROBE_LINES), None)
+    if probe is None or not probe.num_rows:
+        return
+    line_bytes = max(1, probe.nbytes // probe.num_rows)
+    yield from read(max(1, min(BATCH_LINES, _BATCH_BYTES // line_bytes)))

@@ -1,0 +1,72 @@
+"""Long pairs into rows: one line each of query_id, query, doc_id and text.
+
+The lines of a query are its candidates, in their order; a kept column has the value of the query's
+first line. Without a column of query ids the query's text is what tells queries apart.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import pyarrow as pa
+
+from batchrank.errors import InputBad
+from batchrank.places import Place
+from batchrank.shapes.grouped import Grouped, first_lines, listed
+from batchrank.shapes.groups import Gathered, gather
+from batchrank.shapes.lines import ParquetLines
+from batchrank.source import Columns, is_id, is_text
+
+
+def open_pairs(paths: Sequence[Place], columns: Columns) -> Grouped:
+    """Pairs as rows. Raises `InputBad` where columns do not fit."""
+    wanted = [columns.id, columns.query, columns.doc_id, columns.text, *columns.keep]
+    lines = ParquetLines(paths, wanted)
+    schema = lines.schema
+    name = lines.files[0].name
+    for column in [columns.query, columns.text, *columns.keep]:
+        if column not in schema.names:
+            raise InputBad(
+                f'{name}: no column "{column}"; it has {", ".join(schema.names)}. '
+                "See README, Input."
+            )
+    has_id, has_doc_id = columns.id in schema.names, columns.doc_id in schema.names
+    for column in [columns.query, columns.text]:
+        check_type(schema, column, name, text=True)
+    key = columns.id if has_id else columns.query
+    check_type(schema, key, name)
+    if has_doc_id:
+        check_type(schema, columns.doc_id, name)
+    present = [column for column in wanted if column in schema.names]
+    return Grouped(
+        lines.files,
+        columns,
+        has_id,
+        partial(gather, lines, key, present, columns.query if has_id else None),
+        partial(_nested, schema, columns),
+        partial(_no_rows, schema, columns),
+    )
+
+
+def check_type(schema: pa.Schema, column: str, name: str, *, text: bool = False) -> None:
+    """Refuse a column that holds no texts, or no ids."""
+    kind = schema.field(column).type
+    if not (is_text(kind) if text else is_id(kind)):
+        expected = "string" if text else "a string or an integer"
+        raise InputBad(f'{name}: column "{column}" is {kind}; expected {expected}.')
+
+
+def _nested(schema: pa.Schema, columns: Columns, pairs: Gathered) -> pa.RecordBatch:
+    ids = [columns.id] if columns.id in schema.names else []
+    nested = first_lines(pairs, [columns.query, *columns.keep, *ids], schema)
+    nested[columns.candidates] = listed(
+        pairs,
+        pairs.lines.column(columns.doc_id) if columns.doc_id in schema.names else None,
+        pairs.lines.column(columns.text),
+    )
+    return pa.RecordBatch.from_pydict(nested)
+
+
+def _no_rows(schema: pa.Schema, columns: Columns) -> pa.RecordBatch:
+    none = {field.name: pa.array([], field.type) for field in schema}
+    none[columns.candidates] = pa.array([], pa.list_(pa.string()))
+    return pa.RecordBatch.from_pydict(none)
