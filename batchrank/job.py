@@ -9,7 +9,6 @@ import asyncio
 import gc
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
@@ -19,9 +18,7 @@ from contextlib import (
     nullcontext,
     suppress,
 )
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from itertools import groupby
 from math import ceil, inf
 from pathlib import Path
@@ -31,7 +28,6 @@ from typing import Any
 import msgspec
 import uvloop
 
-from batchrank import __version__
 from batchrank.assembly import Assembly, Part, outcomes_before, widened
 from batchrank.budget import Budget
 from batchrank.checkpoint import Answer, Checkpoint
@@ -46,11 +42,12 @@ from batchrank.errors import (
     Stopped,
 )
 from batchrank.feed import Feed
+from batchrank.figures import TICK_SECONDS, Figures
 from batchrank.link import Link, encode
 from batchrank.places import Place
 from batchrank.planning import Planner
 from batchrank.records import Failed, Outcome, PlannedRow, RequestPlan, RowScores, row_of
-from batchrank.report import LIMITED_BY, Progress, Receipt, total, write_live
+from batchrank.report import Progress, Receipt, total, write_live
 from batchrank.series import Series
 from batchrank.server.child import local_server
 from batchrank.shapes import Inputs, open_inputs
@@ -64,8 +61,6 @@ _log = logging.getLogger(__name__)
 
 MAX_OPEN_PARTS = 4
 """Parts that may be unfinished at once: a slow request holds up reading only this far behind."""
-
-TICK_SECONDS = 0.25
 
 Connect = Callable[..., AbstractAsyncContextManager[Transport]]
 InLoop = Callable[[Coroutine[Any, Any, Halt]], Halt]
@@ -172,8 +167,6 @@ class _Run:
         self._watch = watch
         self._connect = connect
         self._in_loop = in_loop
-        self._began = time.monotonic()
-        self._started = datetime.now(UTC)
         self._rows_per_part = config.output.rows_per_part
         self._part_count = max(1, ceil(rows / self._rows_per_part))
         self._sink = Sink(
@@ -184,7 +177,7 @@ class _Run:
             compression=config.output.compression,
         )
         self._checkpoint = Checkpoint(claim.database)
-        self._spent = self._spent_before = self._checkpoint.spent
+        self._figures = Figures(config, rows, self._checkpoint.spent)
         self._answers = {
             plan: answer
             for plan, answer in self._checkpoint.answers().items()
@@ -197,7 +190,6 @@ class _Run:
         self._assembly = Assembly(rows, self._rows_per_part)
         _log.info("%d rows, %d of %d parts published", rows, len(self._published), self._part_count)
         self._limited_by: str | None = None
-        self._recent: deque[tuple[float, int, int]] = deque(maxlen=int(10 / TICK_SECONDS))
 
     def to_the_end(self, key: str | None, signals: Signals | None) -> Receipt:
         """Score what is missing, then write the receipt, and `_SUCCESS` if all is well."""
@@ -210,7 +202,9 @@ class _Run:
             except BatchrankError as raised:
                 error = raised
             self._signals.ending()
-            receipt = self._receipt(error)
+            there = {**self._superseded, **self._published}
+            files, limited_by = self._source.files, self._limited_by
+            receipt = self._figures.receipt(error, files, there, limited_by)
             content = msgspec.json.format(msgspec.json.encode(receipt))
             write_whole(self._claim.folder / RECEIPT, content, self._claim.state)
             if error is None:
@@ -315,7 +309,8 @@ class _Run:
             self._finished.put_nowait(None)
             await publishing
             ticking.cancel()
-        self._limited_by = self._what_limited()
+        waited = {**self._throttle.waited_seconds, "input": self._feed.waited_seconds}
+        self._limited_by = self._figures.limited_by(waited)
 
     def _storage_failed(self, error: BatchrankError) -> None:
         self._halt.set(error, drain_seconds=0)
@@ -339,7 +334,7 @@ class _Run:
         """What may be spent. An earlier session that was killed is taken to have used its lease."""
         cap = self._request.max_cost_usd
         units = inf if cap is None else self._config.price.affordable(cap)
-        spent = self._spent.units + self._spent.units_at_risk
+        spent = self._figures.spent.units + self._figures.spent.units_at_risk
         return Budget(units, max(spent, self._checkpoint.leased))
 
     async def _plans(self) -> AsyncGenerator[RequestPlan, None]:
@@ -387,7 +382,7 @@ class _Run:
         return self._assembly.open_parts + self._finished.qsize()
 
     def _record(self, plan: RequestPlan, outcome: Outcome) -> None:
-        self._spent = self._spent + outcome.spent
+        self._figures.add(outcome.spent)
         part = row_of(outcome.plan_id) // self._rows_per_part
         self._checkpoint.record(part, plan.digest, outcome)
         self._finish(*self._assembly.settle(outcome))
@@ -438,42 +433,14 @@ class _Run:
     async def _tick(self, series: Series) -> None:
         try:
             while True:
-                progress = self._progress()
+                done = self._rows_before + self._assembly.rows_done
+                progress = self._figures.progress(done)
                 self._watch(progress)
                 write_live(self._claim.state, progress)
                 series.tick(time.monotonic())
                 await asyncio.sleep(TICK_SECONDS)
         finally:
             series.end(time.monotonic())
-
-    def _progress(self) -> Progress:
-        now = time.monotonic()
-        done = self._rows_before + self._assembly.rows_done
-        self._recent.append((now, self._spent.requests, done))
-        since, requests, rows = self._recent[0]
-        seconds = max(now - since, 1e-9)
-        row_rate = (done - rows) / seconds
-        return Progress(
-            rows=self._rows,
-            rows_done=done,
-            requests=self._spent.requests,
-            tokens=self._spent.tokens,
-            cost_usd=self._cost(),
-            cost_is_real=self._config.provider.bills,
-            seconds=now - self._began,
-            requests_per_second=(self._spent.requests - requests) / seconds,
-            seconds_left=(self._rows - done) / row_rate if row_rate > 0 else None,
-        )
-
-    def _cost(self) -> float:
-        return self._config.price.cost(self._spent.units)
-
-    def _what_limited(self) -> str | None:
-        if self._spent.requests == self._spent_before.requests:
-            return None
-        waited = {**self._throttle.waited_seconds, "input": self._feed.waited_seconds}
-        waited["endpoint"] = time.monotonic() - self._began - sum(waited.values())
-        return LIMITED_BY[max(waited, key=lambda what: waited[what])]
 
     def _too_many_failed(self) -> RowsFailed | None:
         failed = sum(len(part.counts.failed_offsets) for part in self._published.values())
@@ -483,39 +450,6 @@ class _Run:
         return RowsFailed(
             f"{failed:,} rows failed, more than --max-failed-rows {allowed:,}; their reasons are "
             f'in column "error" of {self._claim.folder}.'
-        )
-
-    def _receipt(self, error: BatchrankError | None) -> Receipt:
-        there = {**self._superseded, **self._published}
-        parts = [record for _, record in sorted(there.items())]
-        spent = self._spent
-        return Receipt(
-            status="finished" if error is None else "stopped",
-            exit_code=0 if error is None else int(error.code),
-            message=None if error is None else str(error),
-            batchrank=__version__,
-            libraries={name: version(name) for name in ("aiohttp", "pyarrow", "gigatoken")},
-            config=self._config.shown(),
-            input=list(self._source.files),
-            rows=self._rows,
-            rows_scored=total(parts, "scored"),
-            rows_partial=total(parts, "partial"),
-            rows_failed=total(parts, "failed"),
-            rows_skipped=total(parts, "skipped"),
-            rows_open=self._rows - total(parts, "rows"),
-            documents_truncated=total(parts, "truncated"),
-            requests=spent.requests,
-            retries=spent.retries,
-            possibly_paid=spent.possibly_paid,
-            requests_this_session=spent.requests - self._spent_before.requests,
-            tokens_estimated=spent.estimate,
-            tokens_billed=spent.tokens,
-            cost_usd=round(self._cost(), 6),
-            cost_is_real=self._config.provider.bills,
-            started=self._started.isoformat(timespec="seconds"),
-            seconds=round(time.monotonic() - self._began, 3),
-            limited_by=self._limited_by,
-            parts=parts,
         )
 
 

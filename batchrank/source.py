@@ -25,6 +25,8 @@ _BATCH_BYTES = 2 << 20
 _PROBE_ROWS = 4
 _MOST_ROW_BYTES = 64 << 20
 """Of a row, taken over a row group or batch: Arrow holds it several times over while it is read."""
+_PACKED = 10
+"""Text shrinks to a third or a fifth; what shrinks to so small a part repeats itself."""
 ROW_COLUMN = "row"
 STATE = "_batchrank"
 MARKER = "_batchrank.json"
@@ -124,6 +126,7 @@ class Source:
             for group in range(parquet.num_row_groups):
                 end = start + parquet.metadata.row_group(group).num_rows
                 if end > first and start < stop:
+                    _check_packed(path, parquet.metadata.row_group(group), group, names)
                     for batch in _batches(parquet, group, list(dict.fromkeys(names))):
                         _check_size(path, group, batch.nbytes, batch.num_rows)
                         for at, piece in _cut(batch, start, first, stop, rows_per_part):
@@ -333,6 +336,39 @@ def _batches(parquet: pq.ParquetFile, group: int, names: list[str]) -> Iterator[
         return
     del probe
     yield from read(max(1, min(BATCH_ROWS, _BATCH_BYTES // row_bytes)))
+
+
+def _check_packed(
+    path: Place, metadata: pq.RowGroupMetaData, group: int, names: Sequence[str]
+) -> None:
+    """A dictionary packs a large text over and over into almost nothing, and neither footer nor
+    page tells what a row of them takes once it is decoded. Where that may be, rows are measured
+    with their dictionaries left as they are.
+    """
+    for place in range(metadata.num_columns):
+        chunk = metadata.column(place)
+        packed = chunk.total_uncompressed_size > _PACKED * chunk.total_compressed_size
+        most = chunk.num_values * chunk.total_uncompressed_size
+        if packed and most > _MOST_ROW_BYTES and chunk.path_in_schema.split(".")[0] in names:
+            leaf = chunk.path_in_schema
+            with pq.ParquetFile(opened(path), read_dictionary=[leaf]) as parquet:
+                rows = parquet.iter_batches(
+                    1, row_groups=[group], columns=[leaf], use_threads=False
+                )
+                for row in rows:
+                    _check_size(path, group, _decoded_bytes(row.column(0)), 1)
+
+
+def _decoded_bytes(column: pa.Array) -> int:
+    """Bytes of a column's texts, were its dictionary applied; those of other arrays as they are."""
+    while types.is_list(column.type) or types.is_large_list(column.type):
+        column = column.flatten()
+    if types.is_struct(column.type):
+        column = column.flatten()[0]  # the one leaf that is read
+    if not types.is_dictionary(column.type):
+        return int(column.nbytes)
+    lengths = pc.binary_length(column.dictionary)
+    return int(pc.sum(lengths.take(column.indices)).as_py() or 0)
 
 
 def _check_size(path: Place, group: int, size: int, rows: int) -> None:

@@ -207,6 +207,13 @@ def repeated(path: Path, rows: int, documents: int, megabytes: float) -> None:
     assert path.stat().st_size < 4096, "not as small as it was meant to be"
 
 
+def buried(path: Path, megabytes: int) -> None:
+    """Small rows, and behind them one that holds the same large text many times."""
+    rows = table(50, 1, tag="buried").to_pylist()
+    rows[-1]["candidates"] = [{"doc_id": "same", "text": "word " * (MEGABYTE // 5)}] * megabytes
+    pq.write_table(pa.Table.from_pylist(rows, schema=table(1).schema), path)
+
+
 def columns(path: Path, count: int) -> None:
     """Many columns that nobody asked for."""
     base = table(3)
@@ -272,6 +279,8 @@ ALWAYS = [
     Hostile(
         "1 KB that decode to 3 GB, run", lambda path: repeated(path, 3000, 1, 1), FINE, limit=20
     ),
+    Hostile("one row that decodes to 1 GB", lambda path: repeated(path, 1, 1000, 1), BAD),
+    Hostile("a row of 700 MB among small ones", lambda path: buried(path, 700), BAD),
     Hostile("10,000 columns", lambda path: columns(path, 10_000), EITHER),
     Hostile("a cell of 34 MB", lambda path: cell(path, 34), ROW),
     Hostile("no UTF-8", not_utf8, BAD),
@@ -288,7 +297,6 @@ LONG = [
     ),
     Hostile("100,000 columns", lambda path: columns(path, 100_000), EITHER),
     Hostile("a cell of 1 GB", lambda path: cell(path, 1000), ROW),
-    Hostile("one row that decodes to 1 GB", lambda path: repeated(path, 1, 1000, 1), ROW),
 ]
 
 

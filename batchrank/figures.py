@@ -1,0 +1,108 @@
+"""A session's figures while it lasts: what was spent, how fast it goes, and the receipt at its end.
+
+Nothing is decided here. Counts come from what the run records anyway; the clock is read for times
+alone.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from batchrank import __version__
+from batchrank.config import JobConfig
+from batchrank.errors import BatchrankError
+from batchrank.records import Spent
+from batchrank.report import LIMITED_BY, Progress, Receipt, total
+from batchrank.sink import PartRecord
+from batchrank.source import FileIdentity
+
+TICK_SECONDS = 0.25
+_RATE_TICKS = 40
+"""What the rate of the moment is a mean over: 10 s."""
+
+
+class Figures:
+    """What one session has spent on top of those before it, over so many rows."""
+
+    def __init__(self, config: JobConfig, rows: int, spent: Spent) -> None:
+        self._config = config
+        self._rows = rows
+        self._before = self.spent = spent
+        self._began = time.monotonic()
+        self._started = datetime.now(UTC)
+        self._recent: deque[tuple[float, int, int]] = deque(maxlen=_RATE_TICKS)
+
+    def add(self, spent: Spent) -> None:
+        """A plan is settled, or dropped."""
+        self.spent = self.spent + spent
+
+    def progress(self, rows_done: int) -> Progress:
+        """The figures of this instant, to be asked for every `TICK_SECONDS`."""
+        now = time.monotonic()
+        self._recent.append((now, self.spent.requests, rows_done))
+        since, requests, rows = self._recent[0]
+        seconds = max(now - since, 1e-9)
+        row_rate = (rows_done - rows) / seconds
+        return Progress(
+            rows=self._rows,
+            rows_done=rows_done,
+            requests=self.spent.requests,
+            tokens=self.spent.tokens,
+            cost_usd=self._cost,
+            cost_is_real=self._config.provider.bills,
+            seconds=now - self._began,
+            requests_per_second=(self.spent.requests - requests) / seconds,
+            seconds_left=(self._rows - rows_done) / row_rate if row_rate > 0 else None,
+        )
+
+    def limited_by(self, waited_seconds: Mapping[str, float]) -> str | None:
+        """In words, what held the session up longest; None where nothing was sent."""
+        if self.spent.requests == self._before.requests:
+            return None
+        waited = dict(waited_seconds)
+        waited["endpoint"] = time.monotonic() - self._began - sum(waited.values())
+        return LIMITED_BY[max(waited, key=lambda what: waited[what])]
+
+    def receipt(
+        self,
+        error: BatchrankError | None,
+        files: Iterable[FileIdentity],
+        published: Mapping[int, PartRecord],
+        limited_by: str | None,
+    ) -> Receipt:
+        """What the run came to so far, and what ended this session early, if anything did."""
+        parts = [record for _, record in sorted(published.items())]
+        return Receipt(
+            status="finished" if error is None else "stopped",
+            exit_code=0 if error is None else int(error.code),
+            message=None if error is None else str(error),
+            batchrank=__version__,
+            libraries={name: version(name) for name in ("aiohttp", "pyarrow", "gigatoken")},
+            config=self._config.shown(),
+            input=list(files),
+            rows=self._rows,
+            rows_scored=total(parts, "scored"),
+            rows_partial=total(parts, "partial"),
+            rows_failed=total(parts, "failed"),
+            rows_skipped=total(parts, "skipped"),
+            rows_open=self._rows - total(parts, "rows"),
+            documents_truncated=total(parts, "truncated"),
+            requests=self.spent.requests,
+            retries=self.spent.retries,
+            possibly_paid=self.spent.possibly_paid,
+            requests_this_session=self.spent.requests - self._before.requests,
+            tokens_estimated=self.spent.estimate,
+            tokens_billed=self.spent.tokens,
+            cost_usd=round(self._cost, 6),
+            cost_is_real=self._config.provider.bills,
+            started=self._started.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - self._began, 3),
+            limited_by=limited_by,
+            parts=parts,
+        )
+
+    @property
+    def _cost(self) -> float:
+        return self._config.price.cost(self.spent.units)
