@@ -28,7 +28,7 @@ def main() -> None:
     fast.save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(fast),
-        hidden_size=32,
+        hidden_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
