@@ -120,7 +120,7 @@ def test_only_the_composition_point_knows_the_shell() -> None:
     assert (
         {"job"}
         <= knowing
-        <= {"job", "link", "feed", "claim", "forecast", "inspection", "report", "page"}
+        <= {"job", "link", "feed", "claim", "forecast", "inspection", "report", "figures", "page"}
     )
 
 
