@@ -13,6 +13,7 @@ import pyarrow as pa
 from batchrank.errors import InputBad
 from batchrank.places import plain
 from batchrank.shapes.groups import Gathered, Groups, pieces
+from batchrank.shapes.spill import give_back
 from batchrank.source import BATCH_ROWS, Chunk, Columns, FileIdentity, Source
 
 _CHUNK_BYTES = 4 << 20
@@ -39,7 +40,9 @@ class Grouped(Source):
     @cached_property
     def _groups(self) -> tuple[Groups, int]:
         with _told_of(self.files):
-            return self._gather()
+            groups = self._gather()
+        give_back()
+        return groups
 
     @property
     def total_rows(self) -> int:

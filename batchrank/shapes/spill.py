@@ -27,6 +27,11 @@ _LINE_BYTES = 96
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
+def give_back() -> None:
+    """Have Arrow return what it holds unused, 100 MB after two million lines (measured)."""
+    pa.default_memory_pool().release_unused()
+
+
 class Nameless:
     """A file that nobody else can open and that is gone with the process, or with this object."""
 
@@ -91,6 +96,7 @@ class Spill:
         borders = np.flatnonzero(np.diff(buckets, prepend=-1, append=-1))
         for start, stop in pairwise(borders):
             self._write(int(buckets[start]), batch.slice(start, stop - start))
+        give_back()
 
     def read(self, first: int, stop: int) -> Iterator[pa.RecordBatch]:
         """The buckets that hold the groups from `first` up to `stop`, in order, each as it came."""
@@ -101,6 +107,8 @@ class Spill:
                 batches += list(pa.ipc.open_stream(content))
             if batches:
                 yield pa.concat_batches(batches)
+                del batches
+                give_back()
 
     def _write(self, bucket: int, batch: pa.RecordBatch) -> None:
         sink = pa.BufferOutputStream()
