@@ -436,8 +436,13 @@ def _end(message: str, code: int) -> None:
 
 
 def _terminated(number: int, frame: object) -> None:
-    """A signal before or after the run has its own handlers: there is nothing to drain."""
+    """A signal before or after the run has its own handlers: there is nothing to drain.
+
+    What is raised in a moment when C calls Python back is lost: hence the alarm.
+    """
     _deaf()
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(ExitCode.TERMINATED))
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
     sys.exit(ExitCode.TERMINATED)
 
 

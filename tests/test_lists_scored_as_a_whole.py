@@ -18,6 +18,7 @@ from batchrank.limits import RequestLimits
 from batchrank.planning import NOT_WHOLE, Planner
 from batchrank.records import Failed, Outcome, PlannedRow, RequestPlan, Row
 from batchrank.retry import Answered, Exchange, Verdict
+from batchrank.shapes import Inputs
 
 WHOLE = {"endpoint": {"scores_lists": True}, "limits": {"max_documents": 4}}
 
@@ -127,7 +128,7 @@ def test_the_run_and_the_plan_tell_of_these_rows(server: Server, tmp_path: Path)
     from batchrank.config import load
 
     config = load(None, {"endpoint": {"scores_lists": True}, "limits": {"max_documents": 4}})
-    figures = forecast(config, [str(source)])
+    figures = forecast(config, Inputs([str(source)]))
     assert (figures.rows_too_large, figures.rows_split, figures.requests) == (1, 0, 2)
     assert "1 to fail: too large for one request, and not to be split" in words(figures)
 
