@@ -21,7 +21,7 @@ from batchrank.tokens import bounds, counts
 SAMPLE_FROM = 256
 SAMPLE_EVERY = 64
 TOKENS_PER_BOUND = 0.25
-"""Tokens for each byte of a text, until samples tell: English 0.22, Chinese 0.27, code 0.24."""
+"""Tokens for each byte of a text, until counts tell: English 0.22, Chinese 0.27, code 0.24."""
 NOT_WHOLE = (
     "do not fit into one request, and this model scores a list as a whole: not sent (see [limits] "
     "and endpoint.scores_lists)"
@@ -72,7 +72,7 @@ class Planner:
         self._envelope_bytes = envelope_bytes - 4
         self._whole = whole
         self._counts = counts
-        self._sampled_tokens = self._sampled_bound = 0
+        self._counted_tokens = self._counted_bound = 0
         self._tokens_per_bound = TOKENS_PER_BOUND
 
     def plan(self, row: Row) -> PlannedRow:
@@ -135,7 +135,6 @@ class Planner:
         (query_tokens,) = query.tokens
         if self._exact or sampled:
             self._count(load, len(load))
-            self._learn(load.weight(query_tokens), most)
             return query_tokens, 1.0
         self._count_until_it_fits(query_tokens, load)
         total = load.weight(query_tokens)
@@ -150,13 +149,8 @@ class Planner:
         )
         return query_tokens, 1 - uncounted / total * (1 - self._tokens_per_bound)
 
-    def _learn(self, tokens: int, most: int) -> None:
-        self._sampled_tokens += tokens
-        self._sampled_bound += most
-        self._tokens_per_bound = self._sampled_tokens / self._sampled_bound
-
     def _count(self, load: _Load, stop: int) -> None:
-        """Replace bounds by counts up to a place."""
+        """Replace bounds by counts up to a place, and learn from them how the two compare."""
         places: Sequence[int] = range(load.counted, stop)
         if load.known:
             places = [place for place in places if place not in load.known]
@@ -164,7 +158,10 @@ class Planner:
             for place, tokens in zip(
                 places, self._counts([load.texts[place] for place in places]), strict=True
             ):
+                self._counted_bound += load.tokens[place]
                 load.tokens[place] = min(tokens, load.tokens[place])
+                self._counted_tokens += load.tokens[place]
+            self._tokens_per_bound = self._counted_tokens / self._counted_bound
         load.counted = stop
 
     def _count_until_it_fits(self, query_tokens: int, load: _Load) -> None:

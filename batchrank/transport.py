@@ -47,13 +47,12 @@ class Transport:
                 if content is None:
                     return Unanswered(f"the answer is larger than {cap:,} bytes", sent=True)
                 headers = response.headers
-                return Answered(
-                    response.status,
-                    content,
-                    headers.get("Retry-After"),
-                    headers.get("Date") or formatdate(usegmt=True),
-                    headers.get("x-compute-tokens"),
+                retry_after = headers.get("Retry-After")
+                date = (
+                    None if retry_after is None else headers.get("Date") or formatdate(usegmt=True)
                 )
+                tokens = headers.get("x-compute-tokens")
+                return Answered(response.status, content, retry_after, date, tokens)
         except TimeoutError:
             return Unanswered(f"no answer within {self._timeout_seconds:g} s", sent=True)
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError):
