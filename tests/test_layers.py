@@ -29,7 +29,7 @@ DOORS = {
     "scipy": {"evaluation"},
     "huggingface_hub": {"places"},
     "sqlite3": {"checkpoint"},
-    "click": {"cli", "options"},
+    "click": {"cli", "options", "serve"},
     "rich": {"progress"},
     "gigatoken": {"tokens", "server.weighing"},
     "xxhash": {"planning", "checkpoint"},
