@@ -103,7 +103,7 @@ class Source:
         for path, file in zip(self.paths, self.files, strict=True):
             if start + file.rows > first and start < stop:
                 try:
-                    yield from self._file_chunks(path, start, first, stop, rows_per_part)
+                    yield from self._file_chunks(path, file.size, start, first, stop, rows_per_part)
                 except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                     raise unreadable(path, error) from error
             start += file.rows
@@ -115,7 +115,7 @@ class Source:
         return self._chunk(0, pa.RecordBatch.from_arrays(columns, schema=schema)).kept
 
     def _file_chunks(
-        self, path: Place, start: int, first: int, stop: int, rows_per_part: int
+        self, path: Place, size: int, start: int, first: int, stop: int, rows_per_part: int
     ) -> Iterator[Chunk]:
         names = [self._columns.query, self._columns.candidates, *self._columns.keep]
         if self._has_id:
@@ -123,10 +123,14 @@ class Source:
         with pq.ParquetFile(
             opened(path), buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
         ) as parquet:
-            for group in range(parquet.num_row_groups):
+            groups = range(parquet.num_row_groups)
+            encoded = sum(parquet.metadata.row_group(group).total_byte_size for group in groups)
+            packed = encoded > _PACKED * size
+            for group in groups:
                 end = start + parquet.metadata.row_group(group).num_rows
                 if end > first and start < stop:
-                    _check_packed(path, parquet.metadata.row_group(group), group, names)
+                    if packed:
+                        _check_decoded(path, parquet.schema, group, names)
                     for batch in _batches(parquet, group, list(dict.fromkeys(names))):
                         _check_size(path, group, batch.nbytes, batch.num_rows)
                         for at, piece in _cut(batch, start, first, stop, rows_per_part):
@@ -338,22 +342,19 @@ def _batches(parquet: pq.ParquetFile, group: int, names: list[str]) -> Iterator[
     yield from read(max(1, min(BATCH_ROWS, _BATCH_BYTES // row_bytes)))
 
 
-def _check_packed(
-    path: Place, metadata: pq.RowGroupMetaData, group: int, names: Sequence[str]
-) -> None:
-    """A dictionary packs a large text over and over into almost nothing, and neither footer nor
-    page tells what a row of them takes once it is decoded. Where that may be, rows are measured
-    with their dictionaries left as they are.
+def _check_decoded(path: Place, schema: pq.ParquetSchema, group: int, names: Sequence[str]) -> None:
+    """A dictionary packs a large text over and over into almost nothing, and no footer tells what a
+    row of them takes once it is decoded: measure each with its dictionary left as it is.
+
+    (What a footer says of a single column is not asked for: pyarrow 26 ends the process where that
+    is damaged.)
     """
-    for place in range(metadata.num_columns):
-        chunk = metadata.column(place)
-        packed = chunk.total_uncompressed_size > _PACKED * chunk.total_compressed_size
-        most = chunk.num_values * chunk.total_uncompressed_size
-        if packed and most > _MOST_ROW_BYTES and chunk.path_in_schema.split(".")[0] in names:
-            leaf = chunk.path_in_schema
-            with pq.ParquetFile(opened(path), read_dictionary=[leaf]) as parquet:
+    leaves = [schema.column(place) for place in range(len(schema))]
+    for leaf in leaves:
+        if leaf.path.split(".")[0] in names and leaf.physical_type == "BYTE_ARRAY":
+            with pq.ParquetFile(opened(path), read_dictionary=[leaf.path]) as parquet:
                 rows = parquet.iter_batches(
-                    1, row_groups=[group], columns=[leaf], use_threads=False
+                    1, row_groups=[group], columns=[leaf.path], use_threads=False
                 )
                 for row in rows:
                     _check_size(path, group, _decoded_bytes(row.column(0)), 1)
