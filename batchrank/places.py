@@ -110,9 +110,6 @@ class Remote:
     def relative_to(self, folder: "Remote") -> PurePosixPath:
         return PurePosixPath(self._key).relative_to(folder._key)
 
-    def samefile(self, other: "Remote | Path") -> bool:
-        return str(self) == str(other)
-
     def _info(self) -> fs.FileInfo:
         try:
             return self._store.get_file_info(self._path)

@@ -226,10 +226,21 @@ def open_source(inputs: Sequence[str], columns: Columns) -> Source:
 def input_files(inputs: Sequence[str]) -> list[Place]:
     """The files that the arguments mean, each once."""
     paths = [path for argument in inputs for path in found(argument, [".parquet"], (STATE, MARKER))]
+    seen = set()
     for path in paths:
-        if sum(path.samefile(other) for other in paths) > 1:  # type: ignore[arg-type]
+        identity = _identity(path)
+        if identity in seen:
             raise InputBad(f"{path}: given twice; its rows would be scored and paid for twice.")
+        seen.add(identity)
     return paths
+
+
+def _identity(path: Place) -> object:
+    """What a file is under any of its names."""
+    if isinstance(path, Remote):
+        return str(path)
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino
 
 
 def footer(path: Place) -> tuple[FileIdentity, pa.Schema]:
