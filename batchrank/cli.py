@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from batchrank.errors import BatchrankError, ExitCode, StorageFailed
 from batchrank.logs import log, log_to_stderr
 from batchrank.options import STATE_DIR, configured, load_options
 from batchrank.serve import serve
+
+if TYPE_CHECKING:
+    from batchrank.report import Receipt
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -88,13 +91,10 @@ def run(
       batchrank run rows/*.parquet -o scores --provider dashscope --max-cost 20
     A finished OUT is left alone: nothing is sent, the exit code is 0.
     """
-    import msgspec
-
     from batchrank.metrics import measured
     from batchrank.places import place
     from batchrank.progress import bar
     from batchrank.report import Progress
-    from batchrank.report import summary as words
 
     with measured(metrics_file, out) as metrics:
         config = load_options(options)
@@ -123,12 +123,7 @@ def run(
 
             receipt = run_job(config, request, watch)
         metrics.receipt(receipt)
-    if summary == "json":
-        shown = msgspec.to_builtins(receipt)
-        del shown["parts"], shown["input"]
-        click.echo(json.dumps(shown, ensure_ascii=False))
-    elif sys.stderr.isatty():
-        click.echo(words(receipt, out), err=True)
+    _show_receipt(receipt, out, as_json=summary == "json")
     if receipt.exit_code:
         _end(receipt.message or "", receipt.exit_code)
 
@@ -317,6 +312,20 @@ def providers(as_json: bool) -> None:
 
 
 cli.add_command(serve)
+
+
+def _show_receipt(receipt: "Receipt", out: str, *, as_json: bool) -> None:
+    """One line of JSON, last on standard output; or words, where a person looks."""
+    import msgspec
+
+    from batchrank.report import summary
+
+    if as_json:
+        shown = msgspec.to_builtins(receipt)
+        del shown["parts"], shown["input"]
+        click.echo(json.dumps(shown, ensure_ascii=False))
+    elif sys.stderr.isatty():
+        click.echo(summary(receipt, out), err=True)
 
 
 def _show(figures: Any, words: Callable[[Any], str], *, as_json: bool) -> None:

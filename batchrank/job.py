@@ -48,12 +48,13 @@ from batchrank.places import Place
 from batchrank.planning import Planner
 from batchrank.records import Failed, Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import Progress, Receipt, total, write_live
+from batchrank.schema import Columns
 from batchrank.series import Series
 from batchrank.server.child import local_server
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.signals import Signals, heard
 from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
-from batchrank.source import Columns, Source
+from batchrank.source import Source
 from batchrank.throttle import Throttle
 from batchrank.transport import Transport, connected
 

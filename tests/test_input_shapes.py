@@ -27,9 +27,9 @@ from helpers import (
 )
 from pyarrow.parquet import ParquetWriter
 
+from batchrank.schema import Columns
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.shapes.spill import Nameless
-from batchrank.source import Columns
 
 Serve = Callable[..., Server]
 PARTS = "[output]\nrows_per_part = 7\n"
@@ -282,7 +282,7 @@ def test_the_lines_that_wait_have_no_name(tmp_path: Path) -> None:
 _PEAK = """
 import sys
 from batchrank.shapes import Inputs, open_inputs
-from batchrank.source import Columns
+from batchrank.schema import Columns
 columns = Columns("query_id", "query", "candidates", ())
 source = open_inputs(Inputs([sys.argv[1]], *sys.argv[2:]), columns)
 rows = sum(len(chunk.rows) for chunk in source.chunks(0, source.total_rows, 10_000))

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import msgspec
 
 from batchrank.errors import InputBad
+from batchrank.schema import Columns
 from batchrank.shapes.ids import open_ids
 from batchrank.shapes.lines import is_parquet
 from batchrank.shapes.pairs import open_pairs
-from batchrank.source import Columns, Source, footer, input_files, open_source
+from batchrank.source import Source, footer, input_files, open_source
 
 
 class Inputs(msgspec.Struct, frozen=True):

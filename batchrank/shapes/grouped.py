@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from batchrank.errors import InputBad
 from batchrank.places import plain
+from batchrank.schema import Columns
 from batchrank.shapes.groups import Gathered, Groups, pieces
 from batchrank.shapes.spill import give_back
-from batchrank.source import BATCH_ROWS, Chunk, Columns, FileIdentity, Source
+from batchrank.source import BATCH_ROWS, Chunk, FileIdentity, Source
 
 _CHUNK_BYTES = 4 << 20
 

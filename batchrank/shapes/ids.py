@@ -12,13 +12,13 @@ import pyarrow as pa
 
 from batchrank.errors import InputBad
 from batchrank.places import Place
+from batchrank.schema import Columns
 from batchrank.shapes.grouped import Grouped, first_lines, listed
 from batchrank.shapes.groups import Gathered, Groups, comparable, gather
 from batchrank.shapes.hashes import Distinct, Hashes, hashes, places_in
 from batchrank.shapes.lines import Lines, ParquetLines, TrecLines, is_parquet
 from batchrank.shapes.pairs import check_type
 from batchrank.shapes.texts import TextFile, Texts, text_files
-from batchrank.source import Columns
 
 _ORDERS = ("rank", "score")
 _NAMED = 3

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from batchrank.errors import InputBad
 from batchrank.places import Place, opened, plain
-from batchrank.source import FileIdentity, check_same, footer, unreadable
+from batchrank.schema import check_same
+from batchrank.source import FileIdentity, footer, unreadable
 
 BATCH_LINES = 1 << 14
 _BATCH_BYTES = 4 << 20

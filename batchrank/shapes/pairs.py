@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from batchrank.errors import InputBad
 from batchrank.places import Place
+from batchrank.schema import Columns, is_id, is_text
 from batchrank.shapes.grouped import Grouped, first_lines, listed
 from batchrank.shapes.groups import Gathered, gather
 from batchrank.shapes.lines import ParquetLines
-from batchrank.source import Columns, is_id, is_text
 
 
 def open_pairs(paths: Sequence[Place], columns: Columns) -> Grouped:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from batchrank.errors import InputBad
 from batchrank.places import Place, found
+from batchrank.schema import is_id, is_text
 from batchrank.shapes.hashes import Hashes, hashes, places_in
 from batchrank.shapes.lines import (
     BATCH_LINES,
@@ -26,7 +27,7 @@ from batchrank.shapes.lines import (
     text_stream,
 )
 from batchrank.shapes.spill import Nameless
-from batchrank.source import MARKER, STATE, FileIdentity, decoded, is_id, is_text, unreadable
+from batchrank.source import MARKER, STATE, FileIdentity, decoded, unreadable
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 _HEADER = Struct("<II")

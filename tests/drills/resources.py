@@ -29,8 +29,9 @@ from batchrank.errors import BatchrankError, ConfigInvalid, ExitCode
 from batchrank.job import planner_of
 from batchrank.report import Progress
 from batchrank.retry import Answered, judge
+from batchrank.schema import Columns
 from batchrank.sink import Sink
-from batchrank.source import Columns, open_source
+from batchrank.source import open_source
 from batchrank.throttle import Throttle
 from batchrank.wire.answers import Scores
 from drills.frame import Drill, environment
