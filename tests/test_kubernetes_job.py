@@ -31,6 +31,7 @@ def actions(spec: dict[str, Any]) -> list[tuple[int, str]]:
     for rule in rules:
         assert rule["onExitCodes"]["operator"] == "In"
         assert rule["onExitCodes"]["containerName"] == container(spec)["name"]
+        assert rule["onExitCodes"]["values"] == sorted(rule["onExitCodes"]["values"])
     return [(code, rule["action"]) for rule in rules for code in rule["onExitCodes"]["values"]]
 
 
