@@ -9,12 +9,12 @@ environment or from endpoint.api_key_file. In the parameters {date} is the day o
 
 NAME.parquet is scored into SCORES/NAME. A task that is run again goes on where it stopped, and one
 that was done sends nothing; of two at once the second waits for another try. Those come after
-Airflow's `[core] default_task_retry_delay` (5 min), and only for what another try may mend.
+BATCHRANK_RETRY_SECONDS (300), and only for what another try may mend.
 """
 
 import json
 import os
-from datetime import datetime
+from datetime import datetime, timedelta
 from glob import glob
 from pathlib import Path
 from signal import SIGTERM, signal
@@ -25,7 +25,8 @@ from airflow.sdk import dag, task
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 AGAIN = (74, 75, 143)  # the disk, or the endpoint, or another run was in the way; SIGTERM
-TRIES = {"retries": 3, "start_date": datetime(2026, 1, 1)}
+RETRY_SECONDS = float(os.environ.get("BATCHRANK_RETRY_SECONDS", "300"))
+TRIES = {"retries": 3, "retry_delay": timedelta(seconds=RETRY_SECONDS)}
 PARAMS = {"rows": "rows/{date}/*.parquet", "scores": "scores/{date}", "config": ""}
 FIGURES = ("rows", "rows_scored", "rows_failed", "requests", "tokens_billed", "cost_usd")
 
@@ -79,7 +80,13 @@ def bill(figures: list[dict[str, Any]]) -> dict[str, float]:
     return {name: sum(one[name] for one in figures) for name in FIGURES}
 
 
-@dag(schedule="15 1 * * *", catchup=False, default_args=TRIES, params=PARAMS)
+@dag(
+    schedule="15 1 * * *",
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    default_args=TRIES,
+    params=PARAMS,
+)
 def airflow_rerank() -> None:
     """Score the files of a date, a task each; then check them and add up the bill."""
     bill(rerank.expand(shard=shards()))
