@@ -89,7 +89,7 @@ class Airflow:
 def well(airflow: Airflow, process: "subprocess.Popen[bytes]") -> bool:
     """Whether a run ended well; what Airflow said is shown when a test fails."""
     try:
-        code = process.wait(timeout=90)
+        code = process.wait(timeout=180)
     finally:
         process.kill()
         print(airflow.log.read_text()[-20_000:])
