@@ -9,7 +9,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a scheduler sees. Only 74 and 75 deserve the same command again without a change."""
+    """What a scheduler sees; `AGAIN` says which deserve the same command again."""
 
     DONE = 0
     BUG = 1
@@ -27,6 +27,12 @@ class ExitCode(IntEnum):
     CONFIG_INVALID = 78
     INTERRUPTED = 130
     TERMINATED = 143
+
+
+AGAIN = frozenset(
+    {ExitCode.IO_FAILED, ExitCode.TRY_LATER, ExitCode.INTERRUPTED, ExitCode.TERMINATED}
+)
+"""Codes after which the same command may go on as it is; after the others something must change."""
 
 
 class BatchrankError(Exception):

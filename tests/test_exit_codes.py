@@ -1,5 +1,6 @@
 """Every way to end has its code, from the command line to the end of the process."""
 
+import ast
 import json
 import os
 import resource
@@ -34,6 +35,8 @@ from helpers import (
     until,
     written,
 )
+
+from batchrank.errors import AGAIN, ExitCode
 
 Serve = Callable[..., Server]
 STALL = '[[fault]]\nkind = "stall"\n'
@@ -585,3 +588,18 @@ def test_a_proxy_of_the_environment_is_not_asked_for_an_address_on_this_machine(
         proxy = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         run = fast(server, tmp_path / "out", source)
         assert program(*run, HTTP_PROXY=proxy, http_proxy=proxy, timeout=20).returncode == 0
+
+
+# Schedulers
+
+
+def test_airflow_tries_again_what_the_table_says() -> None:
+    """But for 130: nobody presses Ctrl-C there. Airflow has an environment of its own."""
+    dag = Path(__file__).parents[1] / "jobs" / "airflow_rerank.py"
+    (codes,) = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(dag.read_text("utf-8")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "AGAIN"
+    ]
+    assert set(codes) == AGAIN - {ExitCode.INTERRUPTED}
+    assert 99 not in set(ExitCode)
