@@ -1,6 +1,7 @@
 """Every way to end has its code, from the command line to the end of the process."""
 
 import ast
+import contextlib
 import json
 import os
 import resource
@@ -567,14 +568,21 @@ def test_a_signal_while_the_input_is_opened_is_a_stop_too(server: Server, tmp_pa
     pq.write_table(rows, one)
     content = one.getvalue().to_pybytes()
     (tmp_path / "in").mkdir()
-    for number in range(800):
+    for number in range(4000):
         (tmp_path / "in" / f"{number:04}.parquet").write_bytes(content)
     process = started(*fast(server, tmp_path / "out", tmp_path / "in"))
-    time.sleep(0.6)
-    assert process.poll() is None
-    assert not (tmp_path / "out").exists()
+    until(lambda: _has_open(process, tmp_path / "in"), "a footer is being read")
     code, _ = stopping(process, signal.SIGTERM)
     assert code == 143
+    assert not (tmp_path / "out").exists()
+
+
+def _has_open(process: subprocess.Popen[str], folder: Path) -> bool:
+    """Whether the process reads a file of the folder at this moment."""
+    descriptors = Path(f"/proc/{process.pid}/fd")
+    with contextlib.suppress(FileNotFoundError):  # closed while it was looked at
+        return any(folder in link.readlink().parents for link in descriptors.iterdir())
+    return False
 
 
 # Proxies
