@@ -18,6 +18,7 @@ from math import inf
 
 from aiolimiter import AsyncLimiter
 
+from batchrank.congestion import Congestion
 from batchrank.errors import ContractBroken, TryLater
 from batchrank.limits import RateLimits
 from batchrank.retry import Health
@@ -28,9 +29,6 @@ AIM = 0.985
 _BUCKET_SECONDS = 0.004
 _TOKEN_BUCKET_SECONDS = 0.01
 _MINUTE = 60.05
-_SLOW_DOWN = 0.7
-_CREEP_PER_SECOND = 0.02
-_LEAST_SPEED = 0.01
 _LEAST_CREDIT = 20
 _IDLE_SECONDS = 1.0
 """After so long without a request the next ones rise from nothing again, as at the start."""
@@ -40,8 +38,7 @@ class Throttle:
     """The account's gate. `clock` is the loop's; all amounts are per second inside.
 
     `speed` is the share of the configured rate in use: it climbs from a tenth or so to 1 over
-    `ramp_seconds` at the start and after a pause, falls by `_SLOW_DOWN` at a throttling answer
-    (once for all requests sent before the fall), and creeps back.
+    `ramp_seconds` at the start and after a pause, no higher than what `congestion` has learnt.
     """
 
     def __init__(
@@ -59,10 +56,8 @@ class Throttle:
         self._account = _TokenAccount(limits.tokens_per_minute / 60 * AIM, self._clock)
         self._ramp_seconds = limits.ramp_seconds
         self._start_speed = _start_speed(limits.requests_per_minute / 60)
-        self._ceiling = 1.0
-        self._ceiling_since = self._clock()
+        self._congestion = Congestion(self._clock())
         self._ramp_since = self._latest = self._clock()
-        self._slowed_at = float("-inf")
         self._paused_until = float("-inf")
         self.waited_seconds = {"requests": 0.0, "tokens": 0.0, "pause": 0.0, "outage": 0.0}
 
@@ -95,6 +90,7 @@ class Throttle:
     def succeeded(self) -> None:
         """A request was answered."""
         self._health.succeeded(self._clock())
+        self._congestion.succeeded()
         self._mended.set()
 
     def failed(self, reason: str, *, broken: bool) -> None:
@@ -118,15 +114,13 @@ class Throttle:
         now = self._clock()
         if after_seconds is not None:
             self._paused_until = max(self._paused_until, now + after_seconds)
-        if sent_at >= self._slowed_at:
-            self._ceiling = max(_LEAST_SPEED, self.speed * _SLOW_DOWN)
-            self._ceiling_since = self._slowed_at = now
+        self._congestion.refused(now, sent_at, self.speed)
 
     @property
     def speed(self) -> float:
         """The share of the configured rate that is in use now."""
         now = self._clock()
-        ceiling = min(1.0, self._ceiling + _CREEP_PER_SECOND * (now - self._ceiling_since))
+        ceiling = self._congestion.ceiling(now)
         if self._ramp_seconds <= 0:
             return ceiling
         climbed = (now - self._ramp_since) / self._ramp_seconds
