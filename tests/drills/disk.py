@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from random import Random
 
@@ -60,9 +60,21 @@ def mounted(place: Path, *arguments: object) -> Iterator[Path]:
 
 @contextmanager
 def disk(image: Path, place: Path) -> Iterator[Path]:
-    """The ext4 file system in `image`, which writes nothing to it of its own accord."""
+    """The ext4 file system in `image`, which writes nothing to it of its own accord. It is let go
+    of at the end: another's mount namespace, made meanwhile, holds it for as long as it lives.
+    """
     with mounted(place, "-o", "loop,commit=300", image) as found:
         yield found
+    until(lambda: str(image) not in _behind_loops(), f"nobody holds {image.name}", 300)
+
+
+def _behind_loops() -> set[str]:
+    """The files that are loop devices now."""
+    found = set()
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):  # it went away while it was looked at
+            found.add(backing.read_text().strip())
+    return found
 
 
 UNSYNCED = b"gone with the power" * 1000
