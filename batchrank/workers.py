@@ -19,10 +19,10 @@ from batchrank.shared import home_of
 from batchrank.source import STATE
 
 STATES = {
-    "waiting": "not begun",
+    "finished": "finished",
     "running": "running",
     "stopped": "stopped",
-    "finished": "finished",
+    "waiting": "not begun",
 }
 """A shard's states, in words."""
 

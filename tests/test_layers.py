@@ -116,7 +116,7 @@ def test_the_server_imports_core_only(name: str) -> None:
 
 
 def test_only_the_composition_point_knows_the_shell() -> None:
-    """`link` is a piece of `job`; `claim` and `shared` hold the output for a run, others look on."""
+    """`link` is a piece of `job`; `claim` and `shared` hold the output, others look on."""
     knowing = {name for name, ours in OURS.items() if len(ours & SHELL) > 1}
     assert (
         {"job"}
