@@ -19,7 +19,7 @@ from test_resume_after_kill import answers_in
 from batchrank.shards import Shard
 from drills.frame import Drill, Job, begun, identical, job, last_line
 
-ANSWER_SECONDS = 0.02
+ANSWER_SECONDS = 0.3
 BURST_SECONDS = 5
 """In so short a time each worker may have one request early and one late."""
 
