@@ -178,7 +178,7 @@ class Meter:
 
 def shards(trials: int, seed: int, folder: Path) -> str:
     """Workers killed at random instants and begun again, run after run, under one account."""
-    size = LONG if trials > 5 else QUICK
+    size = LONG if trials > 1 else QUICK
     random, kills, in_flight, twice = Random(seed), 0, 0, 0
     quota = ("--requests-per-minute", str(size.requests_per_minute), "--window", "sliding_minute")
     began = time.monotonic()
