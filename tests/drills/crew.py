@@ -34,7 +34,7 @@ class Size(NamedTuple):
 
 
 QUICK = Size(workers=3, kills=1, rows=150, requests_per_minute=1800)
-LONG = Size(workers=8, kills=3, rows=800, requests_per_minute=2400)
+LONG = Size(workers=8, kills=3, rows=800, requests_per_minute=900)
 
 
 class Worker:
