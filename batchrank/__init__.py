@@ -1,16 +1,17 @@
 """Score millions of (query, candidates) rows through a rerank API, resumably, within its limits.
 
-`rerank` and `run` are in `frames`; nothing slow is imported before one of them is asked for.
+`rerank`, `run` and `finish` are in `frames`; nothing slow is imported before one is asked for.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from batchrank.frames import finish as finish
     from batchrank.frames import rerank as rerank
     from batchrank.frames import run as run
 
 __version__ = "0.1.0"
-__all__ = ["rerank", "run"]
+__all__ = ["finish", "rerank", "run"]
 
 
 def __getattr__(name: str) -> Any:

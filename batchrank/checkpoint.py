@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
@@ -184,22 +184,25 @@ class Checkpoint:
 
 
 @contextmanager
-def locked(state: Path, out: object) -> Iterator[None]:
-    """Hold the output for this process alone. Raises `TryLater` when another has it."""
+def locked(
+    state: Path, out: object, waits_seconds: Sequence[float] = (0.05, 0.2)
+) -> Iterator[None]:
+    """Hold the output for this process alone. Raises `TryLater` when another has it. A look by
+    `status` holds the lock for an instant: hence a second and a third try.
+    """
     try:
         descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise StorageFailed(f"{state / 'lock'}: cannot be made: {error.strerror}.") from error
     try:
-        _take(descriptor, out)
+        _take(descriptor, out, waits_seconds)
         yield
     finally:
         os.close(descriptor)
 
 
-def _take(descriptor: int, out: object) -> None:
-    """A look by `status` holds the lock for an instant: hence a second and a third try."""
-    for wait in (0.05, 0.2, None):
+def _take(descriptor: int, out: object, waits_seconds: Sequence[float]) -> None:
+    for wait in (*waits_seconds, None):
         try:
             flock(descriptor, LOCK_EX | LOCK_NB)
             return

@@ -17,42 +17,53 @@ import msgspec
 from batchrank import checkpoint
 from batchrank.errors import ConfigInvalid, InputBad, OutputUnusable, StorageFailed
 from batchrank.places import Place, Remote
+from batchrank.shards import Shard
 from batchrank.sink import SUCCESS, sync_folder, write_whole
 from batchrank.source import MARKER, STATE, FileIdentity
 
 RECEIPT = "run.json"
 PAGE = "report.html"
+DATABASE = "checkpoint.sqlite"
 _OUTPUT = "output"
+KEPT = frozenset({"lock", _OUTPUT})
+"""Files of a state that a fresh start leaves: whose it is, and who is at work."""
 _log = logging.getLogger(__name__)
 
 
-class Fingerprint(msgspec.Struct, frozen=True):
-    """What decides the results of a run."""
+class Fingerprint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What decides the results of a run; of one in shards, how many these are, and its rows."""
 
     files: list[FileIdentity]
     limit_rows: int
     config: dict[str, Any]
+    shards: int = 0
+    rows: int = 0
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """An output folder held by this process. `finished`: there is nothing left to do."""
+    """An output folder held by this process, or a shard of it. `finished`: there is nothing left to
+    do. `receipt` is where what was done is told, `beside` where files are until they are whole.
+    """
 
     folder: Place
     state: Path
     database: Path
     finished: bool
+    receipt: Place
+    beside: Path
+    shard: Shard | None = None
 
 
-def state_of(out: Place, state_dir: Path | None) -> Path:
-    """Where the state of an output is. Raises `ConfigInvalid` where it has no place."""
-    if state_dir is not None:
-        return state_dir
-    if isinstance(out, Remote):
-        raise ConfigInvalid(
-            f"{out}: a run's state is kept on a local disk: pass --state-dir DIR, and the same one "
-            "to go on."
-        )
-    return out / STATE
+def state_of(out: Place, state_dir: Path | None, shard: Shard | None = None) -> Path:
+    """Where the state of an output is, or a shard's. Raises `ConfigInvalid` where it has none."""
+    if state_dir is None:
+        if isinstance(out, Remote):
+            raise ConfigInvalid(
+                f"{out}: a run's state is kept on a local disk: pass --state-dir DIR, and the same "
+                "one to go on."
+            )
+        state_dir = out / STATE
+    return state_dir if shard is None else state_dir / shard.name
 
 
 @contextmanager
@@ -63,39 +74,67 @@ def claimed(out: Place, state: Path, fingerprint: Fingerprint, *, restart: bool)
     process has it, `InputBad` or `ConfigInvalid` when it was begun with another input or
     configuration, `StorageFailed` when the disk refuses.
     """
-    elsewhere = isinstance(out, Remote) or state.absolute() != (out / STATE).absolute()
-    _make(out, state, elsewhere)
-    database = state / "checkpoint.sqlite"
+    elsewhere = is_elsewhere(out, state, out / STATE)
+    _marked_as_ours(out, elsewhere=elsewhere, restart=restart)
+    make(out, state, out / MARKER if elsewhere else state, elsewhere=elsewhere)
+    database = state / DATABASE
     with checkpoint.locked(state, out):
         if elsewhere:
-            _claim_state(state, out)
+            claim_state(state, out)
+        marked = _marked_as_ours(
+            out, elsewhere=elsewhere, restart=restart
+        )  # shards began meanwhile
         if restart:
             _clear(out, state)
         begun = checkpoint.read_fingerprint(database)
-        marked = _marked(out) if elsewhere else None
         if begun is None:
             if any(out.glob("part-*.parquet")):
                 _adopt(out, marked, fingerprint)
             database.unlink(missing_ok=True)
             checkpoint.begin(database, msgspec.json.encode(fingerprint))
-            _sync(out, state)
+            sync(out, state)
         else:
-            _check_same(out, _decoded(begun, database), fingerprint)
+            check_same(out, decoded(begun, database), fingerprint)
         if elsewhere and marked is None:
             write_whole(out / MARKER, msgspec.json.encode(fingerprint), state)
-        yield Claim(out, state, database, (out / SUCCESS).exists())
+        yield Claim(out, state, database, (out / SUCCESS).exists(), out / RECEIPT, state)
 
 
-def _make(out: Place, state: Path, elsewhere: bool) -> None:
+def is_elsewhere(out: Place, state: Path, usual: Place) -> bool:
+    """Whether a state is not where it usually is, within the output."""
+    if isinstance(out, Remote) or isinstance(usual, Remote):
+        return True
+    return state.absolute() != usual.absolute()
+
+
+def _marked_as_ours(out: Place, *, elsewhere: bool, restart: bool) -> Fingerprint | None:
+    """The fingerprint that an output is marked with, and that we go on under. A run by itself goes
+    on neither where shards began, nor without the state that is elsewhere.
+    """
+    try:
+        marked = marked_in(out)
+    except OutputUnusable:
+        if not restart:
+            raise
+        return None
+    if marked is not None and marked.shards:
+        raise OutputUnusable(
+            f"{out}: begun in {marked.shards} shards, whose answers would be paid for again. Go on "
+            f"with --shard 0/{marked.shards} and the others, or choose a new output."
+        )
+    if marked is not None and not elsewhere:
+        raise OutputUnusable(
+            f"{out}: its state is elsewhere; pass the --state-dir that it was begun with."
+        )
+    return None if restart else marked
+
+
+def make(out: Place, state: Path, ours: Place, *, elsewhere: bool) -> None:
+    """Make the two folders, unless one is somebody else's: `ours` is there where one is not."""
     try:
         if out.exists() and not out.is_dir():
             raise OutputUnusable(f"{out}: is a file; the output is a folder.")
-        if not elsewhere and (out / MARKER).exists():
-            raise OutputUnusable(
-                f"{out}: its state is elsewhere; pass the --state-dir that it was begun with."
-            )
         # In this order: another process may be making it ours this instant.
-        ours = out / MARKER if elsewhere else state
         if out.is_dir() and any(out.iterdir()) and not ours.exists():
             raise OutputUnusable(f"{out}: is not empty, and no run of batchrank. Choose another.")
         if elsewhere and state.is_dir() and any(state.iterdir()) and not (state / "lock").exists():
@@ -112,7 +151,7 @@ def _make(out: Place, state: Path, elsewhere: bool) -> None:
         raise OutputUnusable(f"{out}: cannot be made or written: {error.strerror}.") from error
 
 
-def _claim_state(state: Path, out: Place) -> None:
+def claim_state(state: Path, out: Place) -> None:
     """A state is one output's; another's would take its answers for its own."""
     name = str(out if isinstance(out, Remote) else out.absolute())
     try:
@@ -126,12 +165,14 @@ def _claim_state(state: Path, out: Place) -> None:
         )
 
 
-def _marked(out: Place) -> Fingerprint | None:
-    """The fingerprint in an output whose state is elsewhere."""
+def marked_in(out: Place) -> Fingerprint | None:
+    """The fingerprint in an output whose state is elsewhere, or that shards fill."""
     try:
-        return _decoded((out / MARKER).read_bytes(), out / MARKER)
-    except FileNotFoundError:
+        return decoded((out / MARKER).read_bytes(), out / MARKER)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise OutputUnusable(f"{out / MARKER}: cannot be read: {error.strerror}.") from error
 
 
 def _adopt(out: Place, marked: Fingerprint | None, fingerprint: Fingerprint) -> None:
@@ -141,7 +182,7 @@ def _adopt(out: Place, marked: Fingerprint | None, fingerprint: Fingerprint) -> 
             f"{out}: has parts but not the state of their run ({STATE}/). Choose a new "
             "output, or pass --restart to score everything again."
         )
-    _check_same(out, marked, fingerprint)
+    check_same(out, marked, fingerprint)
     _log.warning(
         "%s: the state is lost; its parts are kept, what else was scored is scored again, and the "
         "receipt counts from now on",
@@ -149,7 +190,8 @@ def _adopt(out: Place, marked: Fingerprint | None, fingerprint: Fingerprint) -> 
     )
 
 
-def _sync(out: Place, state: Path) -> None:
+def sync(out: Place, state: Path) -> None:
+    """Make the names of a new run durable. Raises `StorageFailed`."""
     try:
         sync_folder(state)
         if isinstance(out, Path):
@@ -170,11 +212,12 @@ def _clear(out: Place, state: Path) -> None:
     if isinstance(out, Path):
         sync_folder(out)
     for file in state.iterdir():
-        if file.name not in {"lock", _OUTPUT}:
+        if file.name not in KEPT:
             file.unlink()
 
 
-def _decoded(begun: bytes, where: Place) -> Fingerprint:
+def decoded(begun: bytes, where: Place) -> Fingerprint:
+    """A fingerprint that was kept. Raises `OutputUnusable`."""
     try:
         return msgspec.json.decode(begun, type=Fingerprint)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -183,25 +226,28 @@ def _decoded(begun: bytes, where: Place) -> Fingerprint:
         ) from error
 
 
-def _check_same(out: Place, begun: Fingerprint, now: Fingerprint) -> None:
-    _check_files(out, begun.files, now.files)
+def check_same(out: Place, begun: Fingerprint, now: Fingerprint) -> None:
+    """Raises `InputBad` or `ConfigInvalid` where these are two runs, but for their shards."""
+    advice = f"Choose a new output, or {'delete this one' if begun.shards else 'pass --restart'}."
+    _check_files(out, begun.files, now.files, advice)
     if begun.limit_rows != now.limit_rows:
         raise ConfigInvalid(
             f"{out}: begun with --limit {begun.limit_rows}, now {now.limit_rows} (0: all rows). "
-            "Choose a new output, or pass --restart."
+            f"{advice}"
         )
     for name, value in now.config.items():
         if begun.config.get(name) != value:
             raise ConfigInvalid(
                 f"{out}: begun with {name} = {begun.config.get(name)!r}, now {value!r}, which "
-                "would mix results. Choose a new output, or pass --restart."
+                f"would mix results. {advice}"
             )
 
 
-def _check_files(out: Place, begun: Sequence[FileIdentity], now: Sequence[FileIdentity]) -> None:
+def _check_files(
+    out: Place, begun: Sequence[FileIdentity], now: Sequence[FileIdentity], advice: str
+) -> None:
     if list(begun) == list(now):
         return
-    advice = "Choose a new output, or pass --restart."
     if len(begun) != len(now):
         raise InputBad(
             f"{out}: begun with another input ({len(begun)} files, now {len(now)}). {advice}"

@@ -16,11 +16,12 @@ import click
 from batchrank import __version__
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed
 from batchrank.logs import log, log_to_stderr
-from batchrank.options import STATE_DIR, configured, load_options
+from batchrank.options import SHARD, STATE_DIR, configured, load_options
 from batchrank.serve import serve
 
 if TYPE_CHECKING:
     from batchrank.report import Receipt
+    from batchrank.shards import Shard
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -62,7 +63,12 @@ def cli() -> None:
 @click.option(
     "--retry-failed", is_flag=True, help="Ask again for rows that failed, and for no others."
 )
-@click.option("--restart", is_flag=True, help="Throw away what OUT holds of an earlier run.")
+@click.option(
+    "--restart",
+    is_flag=True,
+    help="Throw away what OUT holds of an earlier run, or of this shard.",
+)
+@SHARD
 @click.option(
     "--metrics-file",
     type=click.Path(path_type=Path),
@@ -77,6 +83,7 @@ def run(
     max_failed_rows: int,
     restart: bool,
     retry_failed: bool,
+    shard: "Shard | None",
     summary: str,
     limit: int | None,
     queries: str | None,
@@ -89,14 +96,15 @@ def run(
     \b
     Example:
       batchrank run rows/*.parquet -o scores --provider dashscope --max-cost 20
-    A finished OUT is left alone: nothing is sent, the exit code is 0.
+    A finished OUT is left alone: nothing is sent, the exit code is 0. Several workers fill one OUT
+    with --shard 0/8 to 7/8: the rates and --max-cost are the account's, and each takes its share.
     """
     from batchrank.metrics import measured
     from batchrank.places import place
     from batchrank.progress import bar
     from batchrank.report import Progress
 
-    with measured(metrics_file, out) as metrics:
+    with measured(metrics_file, out, shard) as metrics:
         config = load_options(options)
         from batchrank.job import Request
         from batchrank.job import run as run_job
@@ -114,6 +122,7 @@ def run(
             limit_rows=limit or 0,
             max_cost_usd=max_cost,
             max_failed_rows=max_failed_rows,
+            shard=shard,
         )
         with bar() as draw:
 
@@ -158,6 +167,34 @@ def plan(
     read = Inputs(inputs, queries, corpus)
     figures = forecast(config, read, limit_rows=limit or 0, sample=sample or 0)
     _show(figures, words, as_json=summary == "json")
+
+
+@cli.command()
+@click.argument("out")
+@click.option(
+    "--max-failed-rows",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="End with 3 when more rows failed.  [default: 0]",
+)
+@click.option("--json", "as_json", is_flag=True, help="The receipt as one line of JSON.")
+def finish(out: str, max_failed_rows: int, as_json: bool) -> None:
+    """Close an OUT that was filled with --shard: check that all of it is there, sum the receipts.
+
+    The last worker does the same by itself. 75 with what is missing while a shard is not finished.
+
+    \b
+    Example:
+      batchrank finish scores
+    """
+    from batchrank.ending import finish
+    from batchrank.places import place
+
+    receipt = finish(place(out), max_failed_rows)
+    _show_receipt(receipt, out, as_json=as_json)
+    if receipt.exit_code:
+        _end(receipt.message or "", receipt.exit_code)
 
 
 @cli.command()

@@ -1,13 +1,13 @@
 """TOML and options into one frozen `JobConfig`, whole and valid before any work.
 
 Precedence: the provider's defaults, then the file, then options. Unknown keys are refused with the
-nearest name. The environment is read here alone, and only for the key's value, which no object
-that is printed ever holds.
+nearest name. The environment is read here alone: for the key's value, which no object that is
+printed ever holds, and for the place in a job that a scheduler has given us.
 """
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
@@ -218,6 +218,11 @@ def key_in(variable: str) -> str:
     if not key:
         raise ConfigInvalid(f"the environment variable {variable} is not set.")
     return key
+
+
+def scheduled(variables: Iterable[str]) -> dict[str, str]:
+    """What a scheduler has said in these environment variables."""
+    return {name: os.environ[name] for name in variables if name in os.environ}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import polars as pl
 
 from batchrank import job
 from batchrank.config import JobConfig, load, sections_of
+from batchrank.ending import finish as finished
 from batchrank.errors import BatchrankError, ExitCode, InputBad
 from batchrank.places import Place, place, plain
 from batchrank.progress import bar
@@ -78,9 +79,12 @@ def run(
     limit_rows: int = 0,
     max_cost_usd: float | None = None,
     max_failed_rows: int = 0,
+    shard: tuple[int, int] | None = None,
     progress: bool = False,
 ) -> Receipt:
     """Score files into `out`, or go on where an earlier run stopped: `batchrank run` as a function.
+
+    `shard` (i, N): be the i-th of N workers on one `out`, counted from 0; see `finish`.
 
     Returns the receipt, whose `exit_code` and `message` say how the run ended. Raises
     `BatchrankError` for what keeps it from beginning.
@@ -96,8 +100,16 @@ def run(
         limit_rows=limit_rows,
         max_cost_usd=max_cost_usd,
         max_failed_rows=max_failed_rows,
+        shard=shard,
     )
     return _ended(_configured(config, {}), request, progress)
+
+
+def finish(out: str | Path, *, max_failed_rows: int = 0) -> Receipt:
+    """Close an output that was filled in shards: `batchrank finish` as a function. The last worker
+    does it by itself. Raises `BatchrankError` while a shard is not finished, or for what is wrong.
+    """
+    return finished(place(str(out)), max_failed_rows)
 
 
 def _ended(config: JobConfig, request: job.Request, progress: bool) -> Receipt:

@@ -3,20 +3,22 @@
 Neither writes anything, and both may look while a run is at work.
 """
 
-from collections.abc import Iterator
-from fcntl import LOCK_NB, LOCK_SH, flock
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec import UNSET, UnsetType
 
-from batchrank.claim import RECEIPT, state_of
+from batchrank.claim import RECEIPT, Fingerprint, marked_in, state_of
 from batchrank.errors import InputBad, OutputUnusable
 from batchrank.places import Place, Remote, opened
-from batchrank.report import LIVE, Progress, Receipt, clock, money, read_live
+from batchrank.providers import PROVIDERS
+from batchrank.report import Progress, Receipt, clock, money, read_live
 from batchrank.sink import SUCCESS, PartRecord, read_record
+from batchrank.workers import STATES, Worker, is_held, is_older, receipt_at, sum_of, workers
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,28 +27,47 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     progress: Progress | None
     receipt: Receipt | None
+    shards: list[Worker] | UnsetType = UNSET
 
 
 def status(out: Place, state_dir: Path | None = None) -> Status:
     """How far a run is. Raises `OutputUnusable` where there is none."""
+    marked = marked_in(out)
+    if marked is not None and marked.shards:
+        return _status_of_shards(out, marked, state_dir)
     if isinstance(out, Remote) and state_dir is None and (out / SUCCESS).exists():
-        return Status(state="finished", progress=None, receipt=_receipt(out))
+        return Status(state="finished", progress=None, receipt=receipt_at(out / RECEIPT))
     state = state_of(out, state_dir)
     if not state.is_dir() and not (out / RECEIPT).exists():
         raise OutputUnusable(f"{out}: is not the output of `batchrank run`.")
-    running = _is_held(state / "lock")
+    running = is_held(state / "lock")
     finished = (out / SUCCESS).exists() and not running
-    receipt = None if running or (not finished and _is_older(out, state)) else _receipt(out)
+    stale = running or (not finished and is_older(out / RECEIPT, state))
     return Status(
         state="running" if running else "finished" if finished else "stopped",
         progress=read_live(state),
-        receipt=receipt,
+        receipt=None if stale else receipt_at(out / RECEIPT),
+    )
+
+
+def _status_of_shards(out: Place, marked: Fingerprint, state_dir: Path | None) -> Status:
+    """The whole's receipt tells once all shards are finished, the sum of theirs until then."""
+    each = workers(out, marked, state_dir)
+    bills = PROVIDERS[str(marked.config["endpoint.provider"])].bills
+    states = {worker.state for worker in each}
+    finished = (out / SUCCESS).exists()
+    return Status(
+        state="finished" if finished else "running" if "running" in states else "stopped",
+        progress=sum_of(each, marked, bills=bills),
+        receipt=receipt_at(out / RECEIPT) if finished or states == {"finished"} else None,
+        shards=each,
     )
 
 
 def status_words(status: Status) -> str:
     """The state and figures as a person reads them."""
     lines = [("state", status.state)]
+    shards = [] if status.shards is UNSET else status.shards
     if status.receipt is not None:
         receipt = status.receipt
         done = receipt.rows - receipt.rows_open
@@ -72,16 +93,28 @@ def status_words(status: Status) -> str:
             ("requests", f"{progress.requests:,}{rate}"),
             ("tokens", f"{progress.tokens:,} billed"),
             ("cost", money(progress.cost_usd, progress.cost_is_real)),
-            (
-                ("time left", left)
-                if running
-                else (
-                    "message",
-                    "killed before it could say why; the same command goes on from here.",
-                )
-            ),
         ]
+        if running:
+            lines.append(("time left", left))
+        elif not shards:
+            said = "killed before it could say why; the same command goes on from here."
+            lines.append(("message", said))
+    lines += _shard_lines(shards)
     return "\n".join(f"{name:<11}{text}" for name, text in lines)
+
+
+def _shard_lines(shards: Sequence[Worker]) -> Iterator[tuple[str, str]]:
+    """How many are in which state, which of them where that is less than good, and their words."""
+    for state, words in STATES.items():
+        found = [worker for worker in shards if worker.state == state]
+        if found:
+            named = f": {', '.join(worker.shard for worker in found[:8])}"
+            more = ", …" if len(found) > 8 else ""
+            which = "" if state in ("finished", "running") else named + more
+            yield "shards", f"{len(found):,} of {len(shards):,} {words}{which}"
+    for worker in shards:
+        if worker.message and worker.state == "stopped":
+            yield worker.shard, worker.message
 
 
 def verify(out: Place) -> Receipt:
@@ -90,9 +123,14 @@ def verify(out: Place) -> Receipt:
     Raises `InputBad` (65) with the first things that are wrong, `OutputUnusable` where there is no
     run, or one that has not ended.
     """
-    receipt = _receipt(out)
+    receipt = receipt_at(out / RECEIPT)
     if receipt is None:
-        raise OutputUnusable(f"{out}: has no {RECEIPT}; has the run ended?")
+        marked = marked_in(out)
+        shards = marked is not None and marked.shards
+        asked = (
+            "are its shards finished? See `batchrank finish`." if shards else "has the run ended?"
+        )
+        raise OutputUnusable(f"{out}: has no {RECEIPT}; {asked}")
     wrong = list(_faults(out, receipt))
     if wrong:
         shown = "; ".join(wrong[:5])
@@ -167,33 +205,3 @@ def _is_whole(batch: pa.RecordBatch) -> bool:
         and known[statuses == "scored"].all()
         and not known[statuses == "skipped"].any()
     )
-
-
-def _receipt(out: Place) -> Receipt | None:
-    try:
-        return msgspec.json.decode((out / RECEIPT).read_bytes(), type=Receipt)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as error:
-        raise OutputUnusable(f"{out / RECEIPT}: cannot be read.") from error
-
-
-def _is_older(out: Place, state: Path) -> bool:
-    """Whether the receipt is an earlier session's: one that is killed writes none."""
-    try:
-        live = (state / LIVE).stat()
-        return isinstance(out, Path) and (out / RECEIPT).stat().st_mtime_ns < live.st_mtime_ns
-    except FileNotFoundError:
-        return False
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a run is at work. Looks share the lock for an instant; a run waits that long."""
-    try:
-        with lock.open("r") as file:
-            flock(file, LOCK_SH | LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

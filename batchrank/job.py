@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
+    AbstractContextManager,
     aclosing,
     closing,
     contextmanager,
@@ -27,6 +28,7 @@ from typing import Any
 
 import msgspec
 import uvloop
+from msgspec.structs import replace
 
 from batchrank.assembly import Assembly, Part, outcomes_before, widened
 from batchrank.budget import Budget
@@ -34,6 +36,7 @@ from batchrank.checkpoint import Answer, Checkpoint
 from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed, state_of
 from batchrank.config import JobConfig, check_price, key_of
 from batchrank.dispatch import DRAIN_SECONDS, Halt, Sender, dispatch
+from batchrank.ending import finished_by, too_many_failed
 from batchrank.errors import (
     BatchrankError,
     ExitCode,
@@ -52,6 +55,8 @@ from batchrank.schema import Columns
 from batchrank.series import Series
 from batchrank.server.child import local_server
 from batchrank.shapes import Inputs, open_inputs
+from batchrank.shards import Shard, rows_in, shard_of, share_of
+from batchrank.shared import claimed_shard, is_finished, reopen
 from batchrank.signals import Signals, heard
 from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
 from batchrank.source import Source
@@ -68,7 +73,9 @@ InLoop = Callable[[Coroutine[Any, Any, Halt]], Halt]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is asked besides its configuration. `limit_rows` 0: all rows."""
+    """What a run is asked besides its configuration. `limit_rows` 0: all rows. `shard` (i, N): do
+    the i-th of N workers' share, counted from 0.
+    """
 
     inputs: Sequence[str]
     queries: str | None = None
@@ -80,6 +87,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_cost_usd: float | None = None
     max_failed_rows: int = 0
     retry_failed: bool = False
+    shard: tuple[int, int] | None = None
 
 
 def columns_of(config: JobConfig) -> Columns:
@@ -127,18 +135,36 @@ def run(
     key = key_of(config)
     if request.max_cost_usd is not None:
         check_price(config)
-    state = state_of(request.out, request.state_dir)
+    shard = None if request.shard is None else shard_of(*request.shard)
+    if shard is not None:
+        share_of(config.rate, shard.of)  # refused before there is an output
+    state = state_of(request.out, request.state_dir, shard)
     inputs = Inputs(request.inputs, request.queries, request.corpus)
     source = open_inputs(inputs, columns_of(config))
     if request.restart or not state.exists():
         _ = source.total_rows  # bad input is refused before there is an output of it, or none left
     fingerprint = Fingerprint(list(source.files), request.limit_rows, config.deciding())
-    with claimed(request.out, state, fingerprint, restart=request.restart) as claim:
+    if shard is not None:
+        rows = min(source.total_rows, request.limit_rows or source.total_rows)
+        fingerprint = replace(fingerprint, shards=shard.of, rows=rows)
+    anew = request.restart or request.retry_failed
+    if not anew and is_finished(request.out, fingerprint):
+        return finished_receipt(request.out)
+    with _claimed(request, state, fingerprint, shard) as claim:
         if claim.finished and not request.retry_failed:
             return finished_receipt(claim.folder)
         rows = min(source.total_rows, request.limit_rows or source.total_rows)
         session = _Run(config, request, source, rows, claim, watch, connect, in_loop)
-        return session.to_the_end(key, signals)
+        receipt = session.to_the_end(key, signals)
+    return receipt if shard is None else finished_by(receipt, request.out, request.max_failed_rows)
+
+
+def _claimed(
+    request: Request, state: Path, fingerprint: Fingerprint, shard: Shard | None
+) -> AbstractContextManager[Claim]:
+    if shard is None:
+        return claimed(request.out, state, fingerprint, restart=request.restart)
+    return claimed_shard(request.out, shard, state, fingerprint, restart=request.restart)
 
 
 def finished_receipt(out: Place) -> Receipt:
@@ -169,16 +195,20 @@ class _Run:
         self._connect = connect
         self._in_loop = in_loop
         self._rows_per_part = config.output.rows_per_part
-        self._part_count = max(1, ceil(rows / self._rows_per_part))
+        part_count = max(1, ceil(rows / self._rows_per_part))
+        shard = claim.shard or Shard(0, 1)
+        self._parts = shard.parts(part_count)
+        self._rate = share_of(config.rate, shard.of)
         self._sink = Sink(
             claim.folder,
-            claim.state,
-            parts=self._part_count,
+            claim.beside,
+            parts=part_count,
             top_n=config.output.top_n,
             compression=config.output.compression,
         )
         self._checkpoint = Checkpoint(claim.database)
-        self._figures = Figures(config, rows, self._checkpoint.spent)
+        own_rows = rows_in(self._parts, rows, self._rows_per_part)
+        self._figures = Figures(config, own_rows, self._checkpoint.spent)
         self._answers = {
             plan: answer
             for plan, answer in self._checkpoint.answers().items()
@@ -189,7 +219,10 @@ class _Run:
         self._reopened = self._reopen() if request.retry_failed else {}
         self._rows_before = total(self._published.values(), "rows")
         self._assembly = Assembly(rows, self._rows_per_part)
-        _log.info("%d rows, %d of %d parts published", rows, len(self._published), self._part_count)
+        there = len(self._published)
+        _log.info("%d rows, %d of %d parts published", own_rows, there, len(self._parts))
+        if claim.shard is not None:
+            _log.info("shard %s: %s", claim.shard, msgspec.json.encode(self._rate).decode())
         self._limited_by: str | None = None
 
     def to_the_end(self, key: str | None, signals: Signals | None) -> Receipt:
@@ -197,7 +230,7 @@ class _Run:
         error: BatchrankError | None = None
         with nullcontext(signals) if signals else heard() as self._signals:
             try:
-                if len(self._published) < self._part_count:
+                if len(self._published) < len(self._parts):
                     self._score(key)
                 error = self._too_many_failed()
             except BatchrankError as raised:
@@ -206,10 +239,12 @@ class _Run:
             there = {**self._superseded, **self._published}
             files, limited_by = self._source.files, self._limited_by
             receipt = self._figures.receipt(error, files, there, limited_by)
+            if self._claim.shard is not None:
+                receipt = replace(receipt, shard=str(self._claim.shard))
             content = msgspec.json.format(msgspec.json.encode(receipt))
-            write_whole(self._claim.folder / RECEIPT, content, self._claim.state)
-            if error is None:
-                write_whole(self._claim.folder / SUCCESS, b"", self._claim.state)
+            write_whole(self._claim.receipt, content, self._claim.beside)
+            if error is None and self._claim.shard is None:
+                write_whole(self._claim.folder / SUCCESS, b"", self._claim.beside)
         return receipt
 
     def _parts_that_exist(self) -> dict[int, PartRecord]:
@@ -218,7 +253,7 @@ class _Run:
         """
         recorded, there = self._checkpoint.parts(), self._sink.published()
         published = {}
-        for part in range(self._part_count):
+        for part in self._parts:
             if self._sink.name(part) not in there:
                 continue
             known = recorded.get(part)
@@ -235,7 +270,7 @@ class _Run:
         """Take back parts with failed rows, to be written again; their files stay until then."""
         failed = [part for part, known in self._published.items() if known.counts.failed_offsets]
         if failed:
-            (self._claim.folder / SUCCESS).unlink(missing_ok=True)
+            reopen(self._claim)
         self._superseded = {part: self._published.pop(part) for part in failed}
         return {part: self._sink.rows(part, part * self._rows_per_part) for part in failed}
 
@@ -248,7 +283,7 @@ class _Run:
         reason = halt.reason or self._checkpoint.error
         if reason is not None:
             raise reason
-        assert len(self._published) == self._part_count, "a part is missing, and nobody said why"
+        assert len(self._published) == len(self._parts), "a part is missing, and nobody said why"
 
     async def _send(self, base_url: str, key: str | None) -> Halt:
         self._halt = Halt()
@@ -282,10 +317,8 @@ class _Run:
 
     async def _settle_all(self, transport: Transport) -> None:
         config, halt, in_flight = self._config, self._halt, self._config.rate.max_in_flight
-        self._throttle = Throttle(
-            config.rate, max_outage_seconds=config.endpoint.max_outage_seconds
-        )
-        series = Series(self._claim.state, config.rate.requests_per_minute, time.monotonic())
+        self._throttle = Throttle(self._rate, max_outage_seconds=config.endpoint.max_outage_seconds)
+        series = Series(self._claim.state, self._rate.requests_per_minute, time.monotonic())
         link = Link(
             config, transport, self._throttle, self._budget(), self._checkpoint, halt, series
         )
@@ -321,20 +354,19 @@ class _Run:
         """The rows of the parts that are not published."""
         exact = self._config.rate.tokens_per_minute > 0 or self._request.max_cost_usd is not None
         size = self._rows_per_part
+        missing = [part for part in self._parts if part not in self._published]
         ranges = []
-        for missing, run in groupby(
-            range(self._part_count), lambda part: part not in self._published
-        ):
-            parts = list(run)
-            if missing:
-                ranges.append((parts[0] * size, min((parts[-1] + 1) * size, self._rows)))
+        for _, run in groupby(enumerate(missing), lambda placed: placed[1] - placed[0]):
+            parts = [part for _, part in run]  # one after another
+            ranges.append((parts[0] * size, min((parts[-1] + 1) * size, self._rows)))
         planner = planner_of(self._config, exact=exact)
         return Feed(self._source, planner, ranges, size)
 
     def _budget(self) -> Budget:
         """What may be spent. An earlier session that was killed is taken to have used its lease."""
         cap = self._request.max_cost_usd
-        units = inf if cap is None else self._config.price.affordable(cap)
+        shards = 1 if self._claim.shard is None else self._claim.shard.of
+        units = inf if cap is None else self._config.price.affordable(cap / shards)
         spent = self._figures.spent.units + self._figures.spent.units_at_risk
         return Budget(units, max(spent, self._checkpoint.leased))
 
@@ -444,14 +476,10 @@ class _Run:
             series.end(time.monotonic())
 
     def _too_many_failed(self) -> RowsFailed | None:
-        failed = sum(len(part.counts.failed_offsets) for part in self._published.values())
-        allowed = self._request.max_failed_rows
-        if failed <= allowed:
+        if self._claim.shard is not None:  # whoever finishes the whole counts them
             return None
-        return RowsFailed(
-            f"{failed:,} rows failed, more than --max-failed-rows {allowed:,}; their reasons are "
-            f'in column "error" of {self._claim.folder}.'
-        )
+        allowed = self._request.max_failed_rows
+        return too_many_failed(self._claim.folder, self._published.values(), allowed)
 
 
 @contextmanager

@@ -37,11 +37,12 @@ _HELP = {
 
 
 class Metrics:
-    """The metrics of a run into `out`, in a file, or nowhere."""
+    """The metrics of a run into `out`, or of its shard, in a file or nowhere."""
 
-    def __init__(self, path: Path | None, out: Path | str) -> None:
+    def __init__(self, path: Path | None, out: Path | str, shard: object = None) -> None:
         self._path = path
-        self._label = '{output="' + _escaped(str(out)) + '"}'
+        which = "" if shard is None else f',shard="{shard}"'
+        self._label = '{output="' + _escaped(str(out)) + f'"{which}}}'
         self._last_success = self._read_last_success()
         self._figures: dict[str, float | None] = {}
         self._written = float("-inf")
@@ -118,9 +119,9 @@ class Metrics:
 
 
 @contextmanager
-def measured(path: Path | None, out: Path | str) -> Iterator[Metrics]:
+def measured(path: Path | None, out: Path | str, shard: object = None) -> Iterator[Metrics]:
     """Metrics of the run that the block is, to its end, whatever that is."""
-    metrics = Metrics(path, out)
+    metrics = Metrics(path, out, shard)
     metrics.begun()
     code = int(ExitCode.BUG)
     try:

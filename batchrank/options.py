@@ -10,6 +10,7 @@ from batchrank.logs import log_to_stderr
 
 if TYPE_CHECKING:
     from batchrank.config import JobConfig
+    from batchrank.shards import Shard
 
 Options = dict[str, Any]
 
@@ -80,6 +81,28 @@ STATE_DIR = click.option(
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Where the run's state is, if not in OUT: needed where OUT is a bucket.",
+)
+
+
+def _shard(ctx: click.Context, param: click.Parameter, text: str | None) -> "Shard | None":
+    from batchrank.config import scheduled
+    from batchrank.errors import ConfigInvalid
+    from batchrank.shards import VARIABLES, of_environment, parsed
+
+    if text is None or text == "auto":
+        return None if text is None else of_environment(scheduled(VARIABLES))
+    try:
+        return parsed(text)
+    except ConfigInvalid as error:
+        raise click.BadParameter(str(error)) from None
+
+
+SHARD = click.option(
+    "--shard",
+    callback=_shard,
+    envvar="BATCHRANK_SHARD",
+    metavar="I/N",
+    help="Be the I-th, from 0, of N workers on one OUT, or `auto`: as Kubernetes or Slurm says.",
 )
 
 

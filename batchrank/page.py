@@ -17,6 +17,7 @@ from batchrank.sections import Totals
 from batchrank.series import Kept, read_series
 from batchrank.sink import write_whole
 from batchrank.source import STATE
+from batchrank.workers import series_of
 
 
 def write_page(out: Path, file: Path | None = None) -> Path:
@@ -31,7 +32,7 @@ def page(out: Path) -> str:
     """The report on an output. Raises `OutputUnusable` where there is none."""
     state = status(out)
     totals = _totals(state, out)
-    kept = read_series(out / STATE) or Kept()
+    kept = series_of(out) or read_series(out / STATE) or Kept()
     found = findings(out) if any(out.glob("part-*.parquet")) else None
     points = kept.points
     seconds = sum(point.seconds for point in points) or (

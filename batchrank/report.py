@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from batchrank.sink import PartRecord
 from batchrank.source import FileIdentity
@@ -41,9 +42,24 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     seconds_left: float | None
 
 
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """What one of a run's shards did, in the receipt of the whole."""
+
+    shard: str
+    rows: int
+    requests: int
+    retries: int
+    possibly_paid: int
+    tokens_billed: int
+    cost_usd: float
+    started: str
+    seconds: float
+
+
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What a run did, and what it cost. Tokens are those of answered requests; `possibly_paid`
-    counts requests whose outcome is unknown. Times are of the last session.
+    counts requests whose outcome is unknown. Times are of the last session, of the whole of
+    several `shards` those of the longest.
     """
 
     status: str
@@ -72,6 +88,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     limited_by: str | None
     parts: list[PartRecord]
+    shard: str | UnsetType = UNSET
+    shards: list[Share] | UnsetType = UNSET
 
 
 LIVE = "live.json"

@@ -6,8 +6,10 @@ in sight. Points of earlier sessions are kept; a session that is killed loses it
 """
 
 from bisect import bisect
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import sqrt
 from pathlib import Path
 
@@ -121,6 +123,36 @@ def read_series(state: Path) -> Kept | None:
         return msgspec.json.decode((state / SERIES).read_bytes(), type=Kept)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def together(kept: Sequence[Kept]) -> Kept:
+    """The courses of runs that were at work at once, as one session: what each did so long after
+    its own beginning is added up.
+    """
+    longest = max((sum(point.seconds for point in one.points) for one in kept), default=0.0)
+    coarsest = max((point.seconds for one in kept for point in one.points), default=0.0)
+    step = max(coarsest, longest / POINTS)
+    sums: dict[int, Point] = {}
+    for one in kept:
+        ends = accumulate(point.seconds for point in one.points)
+        mine: dict[int, Point] = {}
+        for end, point in zip(ends, one.points, strict=True):
+            place = int((end - point.seconds / 2) / step)
+            mine[place] = joined(mine[place], point) if place in mine else point
+        for place, point in mine.items():
+            sums[place] = _beside(sums[place], point) if place in sums else point
+    points = [
+        msgspec.structs.replace(sums[place], session=1, seconds=step) for place in sorted(sums)
+    ]
+    reasons = Counter[str]()
+    for one in kept:
+        reasons.update(one.reasons)
+    return Kept(points=points, reasons=dict(reasons))
+
+
+def _beside(one: Point, other: Point) -> Point:
+    limit = one.limit + other.limit if one.limit and other.limit else 0.0
+    return msgspec.structs.replace(joined(one, other), limit=limit)
 
 
 def joined(first: Point, second: Point) -> Point:

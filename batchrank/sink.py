@@ -71,13 +71,13 @@ class Sink:
     ) -> None:
         self._folder = folder
         self._beside = beside
-        self._digits = max(5, len(str(parts - 1)))
+        self._parts = parts
         self._top_n = top_n
         self._compression = compression
 
     def name(self, part: int) -> str:
-        """The file name of a part; names sort as their numbers do."""
-        return f"part-{part:0{self._digits}}.parquet"
+        """The file name of a part."""
+        return part_name(part, self._parts)
 
     def publish(
         self, part: int, rows: Sequence[RowScores], kept: Iterable[pa.RecordBatch]
@@ -142,6 +142,11 @@ class Sink:
         for name, column in columns.items():
             table = table.append_column(name, column)
         return table.replace_schema_metadata(None)
+
+
+def part_name(part: int, parts: int) -> str:
+    """The file name of one of so many parts; names sort as their numbers do."""
+    return f"part-{part:0{max(5, len(str(parts - 1)))}}.parquet"
 
 
 def _blocks(rows: Sequence[RowScores]) -> Iterator[tuple[int, int]]:

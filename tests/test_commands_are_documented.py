@@ -10,7 +10,18 @@ from helpers import program
 from batchrank import __version__
 from batchrank.cli import cli
 
-COMMANDS = ["run", "plan", "status", "verify", "evaluate", "report", "export", "serve", "providers"]
+COMMANDS = [
+    "run",
+    "plan",
+    "finish",
+    "status",
+    "verify",
+    "evaluate",
+    "report",
+    "export",
+    "serve",
+    "providers",
+]
 SHARED = [
     "--config",
     "--provider",
@@ -30,7 +41,8 @@ SHARED = [
     "--log-format",
 ]
 OPTIONS = {
-    "run": [*SHARED, "--output", "--max-cost", "--max-failed-rows", "--restart"],
+    "run": [*SHARED, "--output", "--max-cost", "--max-failed-rows", "--restart", "--shard"],
+    "finish": ["--max-failed-rows", "--json"],
     "plan": SHARED,
     "status": ["--json"],
     "evaluate": ["--qrels", "--against", "--json"],

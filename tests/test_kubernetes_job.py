@@ -1,4 +1,4 @@
-"""The Kubernetes Job retries what deserves it: its codes are the table in `errors.py`."""
+"""The Kubernetes Jobs retry what deserves it: their codes are the table in `errors.py`."""
 
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,22 @@ import yaml
 
 from batchrank.cli import cli
 from batchrank.errors import AGAIN, ExitCode
+from batchrank.shards import COUNT, KUBERNETES, of_environment
 
-JOB = Path(__file__).parents[1] / "configs" / "kubernetes-job.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs"
+INDEXED = CONFIGS / "kubernetes-indexed-job.yaml"
 
 
-@pytest.fixture(scope="module")
-def spec() -> dict[str, Any]:
-    """The Job's spec."""
-    read: dict[str, Any] = yaml.safe_load(JOB.read_text("utf-8"))
+@pytest.fixture(
+    scope="module", params=[CONFIGS / "kubernetes-job.yaml", INDEXED], ids=lambda p: p.stem
+)
+def spec(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The spec of a Job, then that of one in shards."""
+    return read(request.param)
+
+
+def read(job: Path) -> dict[str, Any]:
+    read: dict[str, Any] = yaml.safe_load(job.read_text("utf-8"))
     assert (read["apiVersion"], read["kind"]) == ("batch/v1", "Job")
     return read["spec"]
 
@@ -47,8 +55,10 @@ def test_the_codes_that_deserve_it_are_tried_again_and_no_others(spec: dict[str,
         ExitCode.INTERRUPTED: "Ignore",
         ExitCode.TERMINATED: "Ignore",
     }
+    if spec.get("completionMode") == "Indexed":  # these two are one worker's, and stop no other
+        wanted |= {ExitCode.ROWS_FAILED: "FailIndex", ExitCode.COST_REACHED: "FailIndex"}
     assert dict(actions(spec)) == wanted
-    assert {code for code, action in wanted.items() if action != "FailJob"} == AGAIN
+    assert {code for code, action in wanted.items() if not action.startswith("Fail")} == AGAIN
 
 
 def test_a_pod_that_the_cluster_takes_away_is_replaced(spec: dict[str, Any]) -> None:
@@ -61,18 +71,22 @@ def test_a_pod_that_the_cluster_takes_away_is_replaced(spec: dict[str, Any]) -> 
     assert spec["podReplacementPolicy"] == "Failed"
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
     assert spec["template"]["spec"]["terminationGracePeriodSeconds"] == 30
-    assert spec["backoffLimit"] > 0
+    assert spec.get("backoffLimit", spec.get("backoffLimitPerIndex")) > 0
 
 
-def test_its_command_is_one_of_ours_and_takes_no_key(spec: dict[str, Any]) -> None:
+def test_its_command_is_one_of_ours_and_takes_no_key(
+    spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = container(spec)
     program, name, *more = [*one["command"], *one["args"]]
     assert program == "batchrank"
+    for index, variable in enumerate([KUBERNETES, COUNT]):
+        monkeypatch.setenv(variable, str(index))  # 0 of 1
     given = cli.commands[name].make_context(name, list(more)).params
     mounts = {mount["name"]: mount["mountPath"] for mount in one["volumeMounts"]}
     assert given["inputs"][0].startswith(mounts["rows"] + "/")
     assert given["out"].startswith(mounts["scores"] + "/")
-    (key,) = one["env"]
+    (key,) = [entry for entry in one["env"] if entry["name"] != COUNT]
     assert set(key) == {"name", "valueFrom"}
     assert key["valueFrom"]["secretKeyRef"]["key"] == key["name"] == "DASHSCOPE_API_KEY"
 
@@ -81,3 +95,15 @@ def test_the_output_outlives_the_pod(spec: dict[str, Any]) -> None:
     volumes = {volume["name"]: volume for volume in spec["template"]["spec"]["volumes"]}
     assert {mount["name"] for mount in container(spec)["volumeMounts"]} == set(volumes)
     assert "persistentVolumeClaim" in volumes["scores"]
+
+
+def test_the_workers_are_as_many_as_they_are_told() -> None:
+    """Each pod is one of them, by the index that Kubernetes gives it and the number in `env`."""
+    spec = read(INDEXED)
+    one = container(spec)
+    assert spec["completionMode"] == "Indexed"
+    assert "--shard=auto" in one["args"]
+    given = {entry["name"]: entry["value"] for entry in one["env"] if "value" in entry}
+    workers = [of_environment({**given, KUBERNETES: str(index)}) for index in range(8)]
+    assert [str(worker) for worker in workers] == [f"{index}/8" for index in range(8)]
+    assert spec["completions"] == spec["parallelism"] == 8

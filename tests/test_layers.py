@@ -116,12 +116,23 @@ def test_the_server_imports_core_only(name: str) -> None:
 
 
 def test_only_the_composition_point_knows_the_shell() -> None:
-    """`link` is a piece of `job`; `claim` holds the output for a run, the others look on."""
+    """`link` is a piece of `job`; `claim` and `shared` hold the output, others look on."""
     knowing = {name for name, ours in OURS.items() if len(ours & SHELL) > 1}
     assert (
         {"job"}
         <= knowing
-        <= {"job", "link", "feed", "claim", "forecast", "inspection", "report", "figures", "page"}
+        <= {
+            "job",
+            "link",
+            "feed",
+            "claim",
+            "forecast",
+            "inspection",
+            "report",
+            "figures",
+            "page",
+            "shared",
+        }
     )
 
 

@@ -86,8 +86,12 @@ def small(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 def answers(out: Path, scratch: Path) -> set[int]:
     """The rows whose answers a copy of the checkpoint holds; the state itself is not touched."""
+    return answers_in(out / "_batchrank", scratch)
+
+
+def answers_in(state: Path, scratch: Path) -> set[int]:
+    """The same of a state, wherever it is."""
     shutil.rmtree(scratch, ignore_errors=True)
-    state = out / "_batchrank"
     if not (state / "checkpoint.sqlite").exists():
         return set()
     shutil.copytree(state, scratch)

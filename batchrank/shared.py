@@ -1,0 +1,191 @@
+"""An output that several workers fill: what they share, and each one's claim to its own parts.
+
+The output has the run's fingerprint in a file, as where a state is elsewhere, and with it the
+number of shards: what one has answered and not published only it knows, so with another number
+rows would be paid for again. Each shard has a state and a lock of its own, and a folder in the
+output for its receipt. The lock of the whole is held for moments: to begin, to finish, to reopen.
+On a bucket there is none; there the same bytes are written twice at worst.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from batchrank import checkpoint
+from batchrank.claim import (
+    DATABASE,
+    KEPT,
+    RECEIPT,
+    Claim,
+    Fingerprint,
+    check_same,
+    claim_state,
+    decoded,
+    is_elsewhere,
+    make,
+    marked_in,
+    sync,
+)
+from batchrank.errors import OutputUnusable
+from batchrank.places import Place, Remote
+from batchrank.shards import Shard
+from batchrank.sink import SUCCESS, write_whole
+from batchrank.source import MARKER, STATE
+
+_WAITS_SECONDS = (0.1,) * 100
+"""For a lock that is held for moments, on a machine where others compute."""
+_log = logging.getLogger(__name__)
+
+
+def home_of(out: Place, shard: Shard) -> Place:
+    """A shard's folder in the output."""
+    return out / STATE / shard.name
+
+
+def is_finished(out: Place, fingerprint: Fingerprint) -> bool:
+    """Whether all of this very run is done, in shards or by a run without, and either is asked
+    for. Raises `InputBad` or `ConfigInvalid` where what is done is another run.
+    """
+    if not (out.is_dir() and (out / SUCCESS).exists()):
+        return False
+    begun = _begun(out)
+    if begun is None or not (begun.shards or fingerprint.shards):
+        return False
+    check_same(out, begun, fingerprint)
+    return True
+
+
+@contextmanager
+def claimed_shard(
+    out: Place, shard: Shard, state: Path, fingerprint: Fingerprint, *, restart: bool
+) -> Iterator[Claim]:
+    """Hold a shard of an output, new or resumed; as `claim.claimed`, whose exceptions it raises.
+
+    `restart` takes back this shard's parts alone.
+    """
+    home = home_of(out, shard)
+    elsewhere = is_elsewhere(out, state, home)
+    _check(out, _begun(out), fingerprint)
+    _make(out, home, state, elsewhere=elsewhere)
+    beside = home if isinstance(home, Path) else state
+    with _alone(out):
+        begun = _begun(out)
+        _check(out, begun, fingerprint)
+        if begun is None:
+            write_whole(out / MARKER, msgspec.json.encode(fingerprint), beside)
+    with checkpoint.locked(state, f"{out}: shard {shard}"):
+        if elsewhere:
+            claim_state(state, out)
+        claim = Claim(
+            folder=out,
+            state=state,
+            database=state / DATABASE,
+            finished=(out / SUCCESS).exists() and not restart,
+            receipt=home / RECEIPT,
+            beside=beside,
+            shard=shard,
+        )
+        if restart:
+            _clear(claim, shard)
+        _open(claim, shard, fingerprint)
+        yield claim
+
+
+def reopen(claim: Claim) -> None:
+    """Take back that all is done: parts are about to be written again."""
+    if claim.shard is None:
+        (claim.folder / SUCCESS).unlink(missing_ok=True)
+        return
+    with _alone(claim.folder):
+        for path in (claim.folder / SUCCESS, claim.folder / RECEIPT, claim.receipt):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def finishing(out: Place) -> Iterator[Path]:
+    """Hold the whole for a moment; the folder of its files until they are whole."""
+    with _alone(out):
+        yield Path() if isinstance(out, Remote) else out / STATE
+
+
+@contextmanager
+def _alone(out: Place) -> Iterator[None]:
+    if isinstance(out, Remote):
+        yield
+        return
+    with checkpoint.locked(out / STATE, out, _WAITS_SECONDS):
+        yield
+
+
+def _begun(out: Place) -> Fingerprint | None:
+    """What an output was begun with, in shards or without."""
+    marked = marked_in(out)
+    if marked is not None or isinstance(out, Remote):
+        return marked
+    database = out / STATE / DATABASE
+    begun = checkpoint.read_fingerprint(database)
+    return None if begun is None else decoded(begun, database)
+
+
+def _check(out: Place, begun: Fingerprint | None, now: Fingerprint) -> None:
+    if begun is None:
+        if any(out.glob("part-*.parquet")):
+            raise OutputUnusable(
+                f"{out}: has parts but not {MARKER}, which says whose they are. Choose another."
+            )
+        return
+    check_same(out, begun, now)
+    if not begun.shards:
+        raise OutputUnusable(
+            f"{out}: begun without --shard. Go on without it, or choose a new output."
+        )
+    if begun.shards != now.shards:
+        raise OutputUnusable(
+            f"{out}: begun in {begun.shards} shards, now {now.shards}: what those have answered "
+            f"and not published would be paid for again. Go on in {begun.shards}, or choose a new "
+            "output."
+        )
+
+
+def _make(out: Place, home: Place, state: Path, *, elsewhere: bool) -> None:
+    if not (isinstance(out, Path) and isinstance(home, Path)):
+        make(out, state, out / MARKER, elsewhere=True)
+        return
+    for folder in (out / STATE, home):
+        make(out, folder, out / STATE, elsewhere=False)
+    if elsewhere:
+        make(out, state, out / STATE, elsewhere=True)
+
+
+def _clear(claim: Claim, shard: Shard) -> None:
+    reopen(claim)
+    for part in _own_parts(claim.folder, shard):
+        part.unlink(missing_ok=True)
+    for file in claim.state.iterdir():
+        if file.name not in KEPT:
+            file.unlink()
+
+
+def _open(claim: Claim, shard: Shard, fingerprint: Fingerprint) -> None:
+    begun = checkpoint.read_fingerprint(claim.database)
+    if begun is not None:
+        check_same(claim.folder, decoded(begun, claim.database), fingerprint)
+        return
+    if _own_parts(claim.folder, shard):
+        _log.warning(
+            "%s: the state of shard %s is lost; its parts are kept, what else was scored is scored "
+            "again, and the receipt counts from now on",
+            claim.folder,
+            shard,
+        )
+    claim.database.unlink(missing_ok=True)
+    checkpoint.begin(claim.database, msgspec.json.encode(fingerprint))
+    for folder in (claim.state, claim.state.parent):
+        sync(claim.folder, folder)
+
+
+def _own_parts(out: Place, shard: Shard) -> list[Place]:
+    return [part for part in out.glob("part-*.parquet") if shard.owns(part.name)]

@@ -1,0 +1,148 @@
+"""The workers of a run in shards, seen from outside: how far each is, and all of them together.
+
+Nothing is written here, and nobody is kept from work: a look holds a worker's lock for an instant.
+"""
+
+from collections.abc import Sequence
+from fcntl import LOCK_NB, LOCK_SH, flock
+from pathlib import Path
+
+import msgspec
+
+from batchrank.claim import RECEIPT, Fingerprint, marked_in
+from batchrank.errors import OutputUnusable
+from batchrank.places import Place
+from batchrank.report import LIVE, Progress, Receipt, read_live
+from batchrank.series import Kept, read_series, together
+from batchrank.shards import Shard, rows_in
+from batchrank.shared import home_of
+from batchrank.source import STATE
+
+STATES = {
+    "finished": "finished",
+    "running": "running",
+    "stopped": "stopped",
+    "waiting": "not begun",
+}
+"""A shard's states, in words."""
+
+
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard's state, its figures at their latest, and what it said at its end."""
+
+    shard: str
+    state: str
+    rows: int
+    rows_done: int
+    requests: int
+    tokens: int
+    cost_usd: float
+    requests_per_second: float
+    seconds_left: float | None
+    message: str | None
+
+
+def workers(out: Place, marked: Fingerprint, state_dir: Path | None) -> list[Worker]:
+    """All workers of an output that was begun in shards."""
+    return [worker(out, shard, marked, state_dir) for shard in shards_of(marked)]
+
+
+def shards_of(marked: Fingerprint) -> list[Shard]:
+    """All shards of a run."""
+    return [Shard(index, marked.shards) for index in range(marked.shards)]
+
+
+def parts_of(marked: Fingerprint) -> int:
+    """How many parts a run in shards has."""
+    return max(1, -(-marked.rows // int(marked.config["output.rows_per_part"])))
+
+
+def sum_of(workers: Sequence[Worker], marked: Fingerprint, *, bills: bool) -> Progress:
+    """All workers' figures as one run's: it is over when the last of them is."""
+    running = [worker for worker in workers if worker.state == "running"]
+    left = [worker.seconds_left for worker in running]
+    known = [seconds for seconds in left if seconds is not None]
+    return Progress(
+        rows=marked.rows,
+        rows_done=sum(worker.rows_done for worker in workers),
+        requests=sum(worker.requests for worker in workers),
+        tokens=sum(worker.tokens for worker in workers),
+        cost_usd=round(sum(worker.cost_usd for worker in workers), 6),
+        cost_is_real=bills,
+        seconds=0.0,
+        requests_per_second=sum(worker.requests_per_second for worker in running),
+        seconds_left=max(known) if known and len(known) == len(left) else None,
+    )
+
+
+def series_of(out: Path) -> Kept | None:
+    """All workers' courses as one, as if they had begun together; None of a run without shards."""
+    marked = marked_in(out)
+    if marked is None or not marked.shards:
+        return None
+    kept = [read_series(out / STATE / shard.name) for shard in shards_of(marked)]
+    return together([one for one in kept if one is not None])
+
+
+def receipt_at(file: Place) -> Receipt | None:
+    """The receipt in this file; None where there is none. Raises `OutputUnusable`."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Receipt)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise OutputUnusable(f"{file}: cannot be read.") from error
+
+
+def is_older(receipt: Place, state: Path) -> bool:
+    """Whether the receipt is an earlier session's: one that is killed writes none."""
+    try:
+        live = (state / LIVE).stat()
+        return isinstance(receipt, Path) and receipt.stat().st_mtime_ns < live.st_mtime_ns
+    except FileNotFoundError:
+        return False
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a run is at work. Looks share the lock for an instant; a run waits that long."""
+    try:
+        with lock.open("r") as file:
+            flock(file, LOCK_SH | LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def worker(out: Place, shard: Shard, marked: Fingerprint, state_dir: Path | None) -> Worker:
+    """A shard, seen from outside."""
+    home = home_of(out, shard)
+    state = home if state_dir is None else state_dir / shard.name
+    running, live, receipt = False, None, receipt_at(home / RECEIPT)
+    if isinstance(state, Path):
+        running, live = is_held(state / "lock"), read_live(state)
+        if live is not None and (running or is_older(home / RECEIPT, state)):
+            receipt = None
+    begun = running or live is not None or receipt is not None
+    if receipt is not None:
+        told = "stopped" if receipt.exit_code else "finished"
+        figures = (receipt.requests, receipt.tokens_billed, receipt.cost_usd)
+        rows_done = receipt.rows - receipt.rows_open
+    else:
+        told = "stopped" if begun else "waiting"
+        figures = (live.requests, live.tokens, live.cost_usd) if live is not None else (0, 0, 0.0)
+        rows_done = 0
+    rows_per_part = int(marked.config["output.rows_per_part"])
+    return Worker(
+        shard=str(shard),
+        state="running" if running else told,
+        rows=rows_in(shard.parts(parts_of(marked)), marked.rows, rows_per_part),
+        rows_done=max(rows_done, live.rows_done if live is not None else 0),
+        requests=figures[0],
+        tokens=figures[1],
+        cost_usd=figures[2],
+        requests_per_second=live.requests_per_second if running and live is not None else 0.0,
+        seconds_left=live.seconds_left if running and live is not None else None,
+        message=receipt.message if receipt is not None else None,
+    )
