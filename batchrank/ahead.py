@@ -12,18 +12,23 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from batchrank.bands import Bands, Numbers, gathered
+from batchrank.bands import Bands, Flags, Numbers, gathered
 from batchrank.checkpoint import Answer, Checkpoint
 from batchrank.errors import InputBad
-from batchrank.records import Dropped, Outcome, PlannedRow, RequestPlan, row_of
+from batchrank.records import Dropped, Failed, Outcome, PlannedRow, RequestPlan, row_of
 
 
 class Ahead:
-    """The answers of one part, that which is being read. `parts` are those that have answers."""
+    """The answers of one part, that which is being read. `parts` are those that have answers. Of
+    rows with a flag in `again` those that failed in an earlier session do not count.
+    """
 
-    def __init__(self, checkpoint: Checkpoint, parts: set[int], bands: Bands | None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, parts: set[int], again: Flags, bands: Bands | None
+    ) -> None:
         self._checkpoint = checkpoint
         self._parts = parts
+        self._again = again
         self.bands = bands
         self._part = -1
         self._known: dict[int, Answer] = {}
@@ -36,6 +41,11 @@ class Ahead:
         """Rows that are settled, and whose part's turn is yet to come."""
         return 0 if self.bands is None else self.bands.ahead
 
+    @property
+    def held(self) -> int:
+        """Answers in memory: no more than a part has."""
+        return len(self._known)
+
     def send(self, part: int, plans: Sequence[RequestPlan]) -> None:
         """A row's plans are sent before its part's turn."""
         self._parts.add(part)
@@ -43,6 +53,7 @@ class Ahead:
         for plan in plans:
             self._awaited.add(plan.plan_id)
             self._rows[row_of(plan.plan_id)] += 1
+            self._again[row_of(plan.plan_id)] = False  # whatever comes of it is this session's
 
     def came(self, part: int, plan: RequestPlan, outcome: Outcome, *, begun: bool) -> None:
         """A plan's outcome, handed over to the checkpoint already; `begun`: its row has its turn,
@@ -71,7 +82,8 @@ class Ahead:
             self._sent = bool(self._awaited)
             await self._committed()
         fetched = await asyncio.to_thread(self._checkpoint.answers, part)
-        self._known = {**fetched, **self._known}
+        counting = {plan: one for plan, one in fetched.items() if self._counts(plan, one)}
+        self._known = {**counting, **self._known}
 
     def begin(self, row: PlannedRow) -> None:
         """A row's turn has come with its part's."""
@@ -95,6 +107,9 @@ class Ahead:
             )
         return None if answer is None else answer.outcome
 
+    def _counts(self, plan: int, answer: Answer) -> bool:
+        return not (isinstance(answer.outcome, Failed) and self._again[row_of(plan)])
+
     async def _committed(self) -> None:
         loop, durable = asyncio.get_running_loop(), asyncio.Event()
         self._checkpoint.flush(lambda: loop.call_soon_threadsafe(durable.set))
@@ -107,25 +122,27 @@ def look_ahead(
     rows_per_part: int,
     *,
     published: Container[int],
-    again: Mapping[int, Sequence[int]],
+    failed: Mapping[int, Sequence[int]],
+    retry_failed: bool,
     priorities: Iterable[Numbers] | None,
 ) -> Ahead:
     """What is answered already, and (with priorities) which of the other rows go first.
 
-    Of parts that are written `again` only these rows are to be sent. A row that has an answer
-    is in no band, though another of its requests may lack one: that goes with its part.
+    Of parts that are written again only the rows that `failed` are to be sent. A row with an answer
+    that counts is in no band, though another of its requests may lack one: that goes with its part.
     """
-    parts, settled = set(), np.zeros(rows, np.bool_)
-    for part, plan in checkpoint.answered():
+    parts, settled, again = set(), np.zeros(rows, np.bool_), np.zeros(rows, np.bool_)
+    for part, plan, is_scored in checkpoint.answered():
         if part not in published:
             parts.add(part)
-            settled[row_of(plan)] = True
+            (settled if is_scored or not retry_failed else again)[row_of(plan)] = True
     if priorities is None:
-        return Ahead(checkpoint, parts, None)
+        return Ahead(checkpoint, parts, again, None)
     wanted = np.ones(rows, np.bool_)
     for first in range(0, rows, rows_per_part):
         part = first // rows_per_part
-        if part in published or part in again:
+        if part in published or part in failed:
             wanted[first : first + rows_per_part] = False
-            wanted[[first + offset for offset in again.get(part, ())]] = True
-    return Ahead(checkpoint, parts, Bands(gathered(priorities, rows), wanted & ~settled, settled))
+            wanted[[first + offset for offset in failed.get(part, ())]] = True
+    bands = Bands(gathered(priorities, rows), wanted & ~settled, settled)
+    return Ahead(checkpoint, parts, again, bands)

@@ -108,16 +108,16 @@ class Checkpoint:
         """
         self._queue.put(_Flush(committed))
 
-    def answered(self) -> Iterator[tuple[int, int]]:
-        """The part and plan id of every committed answer. Raises `OutputUnusable` at the first that
-        is not what was written.
+    def answered(self) -> Iterator[tuple[int, int, bool]]:
+        """The part and plan id of every committed answer, and whether it has scores. Raises
+        `OutputUnusable` at the first that is not what was written.
         """
         with closing(_connection(self._path)) as database:
             rows = database.execute(f"SELECT part, {_ANSWER} FROM answers")
-            for part, plan, *columns, seal in rows:
-                if seal != _seal(plan, *columns):
+            for part, plan, digest, scores, *columns, seal in rows:
+                if seal != _seal(plan, digest, scores, *columns):
                     raise _damaged(self._path)
-                yield part, plan
+                yield part, plan, scores is not None
 
     def answers(self, part: int) -> dict[int, Answer]:
         """The committed answers of an unpublished part, by plan id."""
@@ -128,23 +128,16 @@ class Checkpoint:
         except sqlite3.Error as error:
             raise StorageFailed(f"{self._path}: cannot be read: {error}.") from error
 
-    def rows_kept(self, published: Container[int]) -> int:
-        """How many rows of parts that are not published have committed answers."""
-        count = "SELECT part, count(DISTINCT plan >> ?) FROM answers GROUP BY part"
+    def rows_kept(self, published: Container[int], *, scored: bool) -> int:
+        """How many rows of parts that are not published have answers, or scores."""
+        count = "SELECT part, count(DISTINCT plan >> ?) FROM answers"
+        kind = " WHERE scores IS NOT NULL" if scored else ""
         try:
             with closing(_connection(self._path)) as database:
-                counts = database.execute(count, (PLAN_BITS,))
+                counts = database.execute(f"{count}{kind} GROUP BY part", (PLAN_BITS,))
                 return sum(rows for part, rows in counts if part not in published)
         except sqlite3.Error as error:
             raise StorageFailed(f"{self._path}: cannot be read: {error}.") from error
-
-    def forget_failed(self) -> None:
-        """Drop the answers that are failures, which makes their plans be asked again."""
-        try:
-            with closing(_connection(self._path)) as database:
-                database.execute("DELETE FROM answers WHERE scores IS NULL")
-        except sqlite3.Error as error:
-            raise StorageFailed(f"{self._path}: cannot be written: {error}.") from error
 
     def parts(self) -> Mapping[int, bytes]:
         """The records of the published parts."""

@@ -70,7 +70,7 @@ def deadline(
     ahead = [one for one in instants if one > now]
     if not ahead:
         raise ValueError(f"{text} is past.")
-    return Deadline(datetime.fromtimestamp(min(ahead), zone or UTC).astimezone(zone), text, clock)
+    return Deadline(datetime.fromtimestamp(min(ahead), UTC), text, clock)
 
 
 def _written(text: str, zone: tzinfo | None) -> list[float]:

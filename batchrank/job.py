@@ -187,8 +187,6 @@ class _Run:
         self._deadline = request.finish_by
         until = None if self._deadline is None else self._deadline.text
         self._figures = Figures(config, rows, self._checkpoint.spent, until)
-        if request.retry_failed:
-            self._checkpoint.forget_failed()
         self._published = self._parts_that_exist()
         self._superseded: dict[int, PartRecord] = {}
         self._reopened = self._reopen() if request.retry_failed else {}
@@ -207,7 +205,8 @@ class _Run:
             self._rows,
             self._rows_per_part,
             published=self._published,
-            again={part: one.counts.failed_offsets for part, one in self._superseded.items()},
+            failed={part: one.counts.failed_offsets for part, one in self._superseded.items()},
+            retry_failed=self._request.retry_failed,
             priorities=self._source.priorities() if by_priority else None,
         )
 
@@ -219,7 +218,7 @@ class _Run:
         """Rows that are done, and those of them that are kept: they wait for others of their part.
         Those that failed and are asked for again are not done.
         """
-        kept = self._checkpoint.rows_kept(self._published)
+        kept = self._checkpoint.rows_kept(self._published, scored=self._request.retry_failed)
         again = [one for part, one in self._superseded.items() if part not in self._published]
         failed = sum(len(one.counts.failed_offsets) for one in again)
         return kept + total([*self._published.values(), *again], "rows") - failed, kept
