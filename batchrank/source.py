@@ -81,6 +81,7 @@ class Source:
         self.files = files
         self._columns = columns
         self._has_id = has_id
+        self._measured: set[tuple[str, int]] = set()
 
     @property
     def total_rows(self) -> int:
@@ -149,8 +150,9 @@ class Source:
             for group in groups:
                 end = start + parquet.metadata.row_group(group).num_rows
                 if end > first and start < stop and (only is None or only[start:end].any()):
-                    if packed:
+                    if packed and (str(path), group) not in self._measured:
                         _check_decoded(path, parquet.schema, group, names)
+                        self._measured.add((str(path), group))
                     for batch in _batches(parquet, group, list(dict.fromkeys(names))):
                         _check_size(path, group, batch.nbytes, batch.num_rows)
                         for at, piece in _cut(batch, start, first, stop, rows_per_part):
