@@ -243,6 +243,46 @@ def test_pairs_have_the_priority_of_their_first_line(
     assert by_priority(serve(), source, tmp_path / "again").parts == receipt.parts
 
 
+def test_a_run_of_ids_may_go_by_its_own_scores(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    """Its lines in no order: they are grouped before they are read by bands."""
+    own, rows = serve(), table(5, tag="ids")
+    documents = [
+        {"_id": f"{row['query_id']}", "doc_id": one["doc_id"], "text": one["text"]}
+        for row in rows.to_pylist()
+        for one in row["candidates"]
+    ]
+    run = [
+        {"query_id": one["_id"], "doc_id": one["doc_id"], "value": int(one["_id"]) * 3 % 5}
+        for at in range(3)
+        for one in documents[at::3]
+    ]
+    queries = [{"_id": f"{row['query_id']}", "text": row["query"]} for row in rows.to_pylist()]
+    corpus = [{"_id": one["doc_id"], "text": one["text"]} for one in documents]
+    for name, lines in {"run": run, "queries": queries, "corpus": corpus}.items():
+        written(tmp_path / f"{name}.parquet", pa.Table.from_pylist(lines))
+    beside = {name: str(tmp_path / f"{name}.parquet") for name in ("queries", "corpus")}
+    receipt = by_priority(own, tmp_path / "run.parquet", tmp_path / "out", **beside)
+    assert (receipt.exit_code, receipt.rows) == (0, 5)
+    assert sent(own, rows) == [3, 1, 4, 2, 0]
+
+
+def test_only_the_rows_of_the_limit_are_put_in_order(
+    serve: Callable[..., Server], two: Two, tmp_path: Path
+) -> None:
+    own = serve()
+    receipt = by_priority(own, two.source, tmp_path / "out", limit_rows=25)
+    assert (receipt.exit_code, receipt.rows) == (0, 25)
+    assert sorted(sent(own, two.rows)) == [*range(25)]
+
+
+def test_an_input_without_rows_is_done_as_ever(server: Server, tmp_path: Path) -> None:
+    none = prioritised(table(1), [1]).slice(0, 0)
+    receipt = by_priority(server, written(tmp_path / "in.parquet", none), tmp_path / "out")
+    assert (receipt.exit_code, receipt.rows, len(receipt.parts)) == (0, 0, 1)
+
+
 @pytest.mark.parametrize(
     ("column", "said"),
     [
