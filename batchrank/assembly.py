@@ -94,6 +94,10 @@ class Assembly:
         self._rows[planned.index] = row
         return None
 
+    def expects(self, plan_id: int) -> bool:
+        """Whether a plan's row is begun, and its outcome not there."""
+        return plan_id in self._slots
+
     def settle(self, outcome: Outcome) -> list[Part]:
         """Take an outcome; the parts that it finishes."""
         if isinstance(outcome, Dropped):

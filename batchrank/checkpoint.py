@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
@@ -24,7 +24,7 @@ import msgspec
 import xxhash
 
 from batchrank.errors import OutputUnusable, StorageFailed, TryLater
-from batchrank.records import Dropped, Failed, Outcome, Scored, Spent
+from batchrank.records import PLAN_BITS, Dropped, Failed, Outcome, Scored, Spent
 
 T = TypeVar("T")
 
@@ -41,6 +41,7 @@ CREATE INDEX answers_of_part ON answers (part);
 CREATE TABLE parts (part INTEGER PRIMARY KEY, record BLOB NOT NULL);
 COMMIT;
 """
+_ANSWER = "plan, digest, scores, requests, note, seal"
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -107,13 +108,36 @@ class Checkpoint:
         """
         self._queue.put(_Flush(committed))
 
-    def answers(self) -> dict[int, Answer]:
-        """The committed answers of unpublished parts, by plan id."""
+    def answered(self) -> Iterator[tuple[int, int, bool]]:
+        """The part and plan id of every committed answer, and whether it has scores. Raises
+        `OutputUnusable` at the first that is not what was written.
+        """
         with closing(_connection(self._path)) as database:
-            rows = database.execute(
-                "SELECT plan, digest, scores, requests, note, seal FROM answers"
-            )
-            return {plan: _answer(self._path, plan, *columns) for plan, *columns in rows}
+            rows = database.execute(f"SELECT part, {_ANSWER} FROM answers")
+            for part, plan, digest, scores, *columns, seal in rows:
+                if seal != _seal(plan, digest, scores, *columns):
+                    raise _damaged(self._path)
+                yield part, plan, scores is not None
+
+    def answers(self, part: int) -> dict[int, Answer]:
+        """The committed answers of an unpublished part, by plan id."""
+        try:
+            with closing(_connection(self._path)) as database:
+                rows = database.execute(f"SELECT {_ANSWER} FROM answers WHERE part = ?", (part,))
+                return {plan: _answer(self._path, plan, *columns) for plan, *columns in rows}
+        except sqlite3.Error as error:
+            raise StorageFailed(f"{self._path}: cannot be read: {error}.") from error
+
+    def rows_kept(self, published: Container[int], *, scored: bool) -> int:
+        """How many rows of parts that are not published have answers, or scores."""
+        count = "SELECT part, count(DISTINCT plan >> ?) FROM answers"
+        kind = " WHERE scores IS NOT NULL" if scored else ""
+        try:
+            with closing(_connection(self._path)) as database:
+                counts = database.execute(f"{count}{kind} GROUP BY part", (PLAN_BITS,))
+                return sum(rows for part, rows in counts if part not in published)
+        except sqlite3.Error as error:
+            raise StorageFailed(f"{self._path}: cannot be read: {error}.") from error
 
     def parts(self) -> Mapping[int, bytes]:
         """The records of the published parts."""

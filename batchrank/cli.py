@@ -20,6 +20,7 @@ from batchrank.options import SHARD, STATE_DIR, configured, load_options
 from batchrank.serve import serve
 
 if TYPE_CHECKING:
+    from batchrank.deadline import Deadline
     from batchrank.report import Receipt
     from batchrank.shards import Shard
 
@@ -54,6 +55,16 @@ def cli() -> None:
     help="Stop (4) before the bill could pass this.",
 )
 @click.option(
+    "--finish-by",
+    metavar="HH:MM",
+    help="Stop (4) so as to be gone by this time, or by a date and time (ISO).",
+)
+@click.option(
+    "--priority-column",
+    metavar="COLUMN",
+    help="Send the rows first that are highest in this column of numbers or times.",
+)
+@click.option(
     "--max-failed-rows",
     type=click.IntRange(0),
     default=0,
@@ -80,6 +91,8 @@ def run(
     state_dir: Path | None,
     metrics_file: Path | None,
     max_cost: float | None,
+    finish_by: str | None,
+    priority_column: str | None,
     max_failed_rows: int,
     restart: bool,
     retry_failed: bool,
@@ -104,6 +117,7 @@ def run(
     from batchrank.progress import bar
     from batchrank.report import Progress
 
+    until = None if finish_by is None else _deadline(finish_by)
     with measured(metrics_file, out, shard) as metrics:
         config = load_options(options)
         from batchrank.job import Request
@@ -123,6 +137,8 @@ def run(
             max_cost_usd=max_cost,
             max_failed_rows=max_failed_rows,
             shard=shard,
+            finish_by=until,
+            priority_column=priority_column,
         )
         with bar() as draw:
 
@@ -349,6 +365,15 @@ def providers(as_json: bool) -> None:
 
 
 cli.add_command(serve)
+
+
+def _deadline(text: str) -> "Deadline":
+    from batchrank.deadline import deadline
+
+    try:
+        return deadline(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--finish-by") from None
 
 
 def _show_receipt(receipt: "Receipt", out: str, *, as_json: bool) -> None:

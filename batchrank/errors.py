@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
     BUG = 1
     USAGE = 2
     ROWS_FAILED = 3
-    COST_REACHED = 4
+    BOUND_REACHED = 4
     INPUT_BAD = 65
     INPUT_MISSING = 66
     ACCOUNT_REFUSED = 69
@@ -50,7 +50,13 @@ class RowsFailed(BatchrankError):
 class CostReached(BatchrankError):
     """The next request might have cost more than `--max-cost`; the run can be resumed."""
 
-    code = ExitCode.COST_REACHED
+    code = ExitCode.BOUND_REACHED
+
+
+class DeadlineReached(BatchrankError):
+    """The time of `--finish-by` has come; what was in flight is drained; the run can be resumed."""
+
+    code = ExitCode.BOUND_REACHED
 
 
 class InputBad(BatchrankError):

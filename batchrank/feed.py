@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from batchrank.planning import Planner
 from batchrank.records import PlannedRow
-from batchrank.source import Chunk, Source
+from batchrank.source import Chunk, Flags, Source
 
 
 class Feed:
@@ -32,9 +32,11 @@ class Feed:
         self._rows_per_part = rows_per_part
         self.waited_seconds = 0.0
 
-    async def chunks(self) -> AsyncGenerator[tuple[Chunk, list[PlannedRow]], None]:
-        """The chunks, in order."""
-        chunks = self._planned()
+    async def chunks(
+        self, only: Flags | None = None
+    ) -> AsyncGenerator[tuple[Chunk, list[PlannedRow]], None]:
+        """The chunks, in order; with their rows that have a flag in `only`."""
+        chunks = self._planned(only)
         with ThreadPoolExecutor(1, "planning") as thread:
             upcoming = thread.submit(next, chunks, None)
             while True:
@@ -46,7 +48,7 @@ class Feed:
                 upcoming = thread.submit(next, chunks, None)
                 yield item
 
-    def _planned(self) -> Iterator[tuple[Chunk, list[PlannedRow]]]:
+    def _planned(self, only: Flags | None) -> Iterator[tuple[Chunk, list[PlannedRow]]]:
         for first, stop in self._ranges:
-            for chunk in self._source.chunks(first, stop, self._rows_per_part):
+            for chunk in self._source.chunks(first, stop, self._rows_per_part, only):
                 yield chunk, [self._planner.plan(row) for row in chunk.rows]

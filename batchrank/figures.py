@@ -14,7 +14,7 @@ from batchrank import __version__
 from batchrank.config import JobConfig
 from batchrank.errors import BatchrankError
 from batchrank.records import Spent
-from batchrank.report import LIMITED_BY, Progress, Receipt, total
+from batchrank.report import LIMITED_BY, Left, Progress, Receipt, total
 from batchrank.sink import PartRecord
 from batchrank.source import FileIdentity
 
@@ -26,8 +26,11 @@ _RATE_TICKS = 40
 class Figures:
     """What one session has spent on top of those before it, over so many rows."""
 
-    def __init__(self, config: JobConfig, rows: int, spent: Spent) -> None:
+    def __init__(
+        self, config: JobConfig, rows: int, spent: Spent, finish_by: str | None = None
+    ) -> None:
         self._config = config
+        self._finish_by = finish_by
         self._rows = rows
         self._before = self.spent = spent
         self._began = time.monotonic()
@@ -55,6 +58,7 @@ class Figures:
             seconds=now - self._began,
             requests_per_second=(self.spent.requests - requests) / seconds,
             seconds_left=(self._rows - rows_done) / row_rate if row_rate > 0 else None,
+            finish_by=self._finish_by,
         )
 
     def limited_by(self, waited_seconds: Mapping[str, float]) -> str | None:
@@ -65,12 +69,28 @@ class Figures:
         waited["endpoint"] = time.monotonic() - self._began - sum(waited.values())
         return LIMITED_BY[max(waited, key=lambda what: waited[what])]
 
+    def left(self, rows: int, settled: int, settled_now: int) -> Left:
+        """What so many rows come to, after these were settled, some of them in this session."""
+        share = rows / settled if settled and self.spent.requests else None
+        seconds = time.monotonic() - self._began
+        return Left(
+            rows,
+            None if share is None else round(self.spent.requests * share),
+            None if share is None else round(self.spent.tokens * share),
+            None if share is None else round(self._cost * share, 6),
+            round(seconds * rows / settled_now, 1) if settled_now > 0 else None,
+        )
+
     def receipt(
         self,
         error: BatchrankError | None,
         files: Iterable[FileIdentity],
         published: Mapping[int, PartRecord],
         limited_by: str | None,
+        *,
+        priority_column: str | None = None,
+        rows_kept: int = 0,
+        left: Left | None = None,
     ) -> Receipt:
         """What the run came to so far, and what ended this session early, if anything did."""
         parts = [record for _, record in sorted(published.items())]
@@ -101,6 +121,10 @@ class Figures:
             seconds=round(time.monotonic() - self._began, 3),
             limited_by=limited_by,
             parts=parts,
+            finish_by=self._finish_by,
+            priority_column=priority_column,
+            rows_kept=rows_kept,
+            left=left,
         )
 
     @property

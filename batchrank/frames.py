@@ -17,6 +17,7 @@ import polars as pl
 
 from batchrank import job
 from batchrank.config import JobConfig, load, sections_of
+from batchrank.deadline import deadline
 from batchrank.ending import finish as finished
 from batchrank.errors import BatchrankError, ExitCode, InputBad
 from batchrank.places import Place, place, plain
@@ -80,6 +81,8 @@ def run(
     max_cost_usd: float | None = None,
     max_failed_rows: int = 0,
     shard: tuple[int, int] | None = None,
+    finish_by: str | None = None,
+    priority_column: str | None = None,
     progress: bool = False,
 ) -> Receipt:
     """Score files into `out`, or go on where an earlier run stopped: `batchrank run` as a function.
@@ -87,7 +90,8 @@ def run(
     `shard` (i, N): be the i-th of N workers on one `out`, counted from 0; see `finish`.
 
     Returns the receipt, whose `exit_code` and `message` say how the run ended. Raises
-    `BatchrankError` for what keeps it from beginning.
+    `BatchrankError` for what keeps it from beginning, ValueError for a `finish_by` that is no time
+    to come.
     """
     request = job.Request(
         inputs=[str(one) for one in (inputs if isinstance(inputs, list) else [inputs])],
@@ -101,6 +105,8 @@ def run(
         max_cost_usd=max_cost_usd,
         max_failed_rows=max_failed_rows,
         shard=shard,
+        finish_by=None if finish_by is None else deadline(finish_by),
+        priority_column=priority_column,
     )
     return _ended(_configured(config, {}), request, progress)
 

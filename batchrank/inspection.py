@@ -87,6 +87,7 @@ def status_words(status: Status) -> str:
         running = status.state == "running"
         rate = f", {progress.requests_per_second:,.1f}/s" if running else ""
         left = "unknown" if progress.seconds_left is None else clock(progress.seconds_left)
+        left += "" if progress.finish_by is None else f"; stops by {progress.finish_by}"
         share = f" ({progress.rows_done / progress.rows:.1%})" if progress.rows else ""
         lines += [
             ("rows", f"{progress.rows_done:,} of {progress.rows:,}{share}"),

@@ -30,27 +30,30 @@ import msgspec
 import uvloop
 from msgspec.structs import replace
 
+from batchrank.ahead import Ahead, look_ahead
 from batchrank.assembly import Assembly, Part, outcomes_before, widened
 from batchrank.budget import Budget
-from batchrank.checkpoint import Answer, Checkpoint
+from batchrank.checkpoint import Checkpoint
 from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed, state_of
 from batchrank.config import JobConfig, check_price, key_of
+from batchrank.deadline import Deadline
 from batchrank.dispatch import DRAIN_SECONDS, Halt, Sender, dispatch
 from batchrank.ending import finished_by, too_many_failed
 from batchrank.errors import (
     BatchrankError,
+    DeadlineReached,
     ExitCode,
-    InputBad,
     RowsFailed,
     Stopped,
+    StorageFailed,
 )
 from batchrank.feed import Feed
 from batchrank.figures import TICK_SECONDS, Figures
 from batchrank.link import Link, encode
 from batchrank.places import Place
 from batchrank.planning import Planner
-from batchrank.records import Failed, Outcome, PlannedRow, RequestPlan, RowScores, row_of
-from batchrank.report import Progress, Receipt, total, write_live
+from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
+from batchrank.report import Left, Progress, Receipt, total, write_live
 from batchrank.schema import Columns
 from batchrank.series import Series
 from batchrank.server.child import local_server
@@ -88,9 +91,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_failed_rows: int = 0
     retry_failed: bool = False
     shard: tuple[int, int] | None = None
+    finish_by: Deadline | None = None
+    priority_column: str | None = None
 
 
-def columns_of(config: JobConfig) -> Columns:
+def columns_of(config: JobConfig, priority: str | None = None) -> Columns:
     """Which columns of the input mean what."""
     return Columns(
         config.input.id_column,
@@ -101,6 +106,7 @@ def columns_of(config: JobConfig) -> Columns:
         config.input.text_column,
         # The longest of Qwen's tokens has 128 bytes: no server reads further than twice that.
         256 * config.limits.max_tokens_per_document,
+        priority,
     )
 
 
@@ -140,7 +146,7 @@ def run(
         share_of(config.rate, shard.of)  # refused before there is an output
     state = state_of(request.out, request.state_dir, shard)
     inputs = Inputs(request.inputs, request.queries, request.corpus)
-    source = open_inputs(inputs, columns_of(config))
+    source = open_inputs(inputs, columns_of(config, request.priority_column))
     if request.restart or not state.exists():
         _ = source.total_rows  # bad input is refused before there is an output of it, or none left
     fingerprint = Fingerprint(list(source.files), request.limit_rows, config.deciding())
@@ -198,6 +204,7 @@ class _Run:
         part_count = max(1, ceil(rows / self._rows_per_part))
         shard = claim.shard or Shard(0, 1)
         self._parts = shard.parts(part_count)
+        self._others = set(range(part_count)) - set(self._parts)
         self._rate = share_of(config.rate, shard.of)
         self._sink = Sink(
             claim.folder,
@@ -208,37 +215,74 @@ class _Run:
         )
         self._checkpoint = Checkpoint(claim.database)
         own_rows = rows_in(self._parts, rows, self._rows_per_part)
-        self._figures = Figures(config, own_rows, self._checkpoint.spent)
-        self._answers = {
-            plan: answer
-            for plan, answer in self._checkpoint.answers().items()
-            if not (request.retry_failed and isinstance(answer.outcome, Failed))
-        }
+        self._own_rows = own_rows
+        self._deadline = request.finish_by
+        until = None if self._deadline is None else self._deadline.text
+        self._figures = Figures(config, own_rows, self._checkpoint.spent, until)
         self._published = self._parts_that_exist()
         self._superseded: dict[int, PartRecord] = {}
         self._reopened = self._reopen() if request.retry_failed else {}
         self._rows_before = total(self._published.values(), "rows")
         self._assembly = Assembly(rows, self._rows_per_part)
+        self._ahead = self._look_ahead()
+        self._settled_before, _ = self._settled()
         there = len(self._published)
         _log.info("%d rows, %d of %d parts published", own_rows, there, len(self._parts))
         if claim.shard is not None:
             _log.info("shard %s: %s", claim.shard, msgspec.json.encode(self._rate).decode())
         self._limited_by: str | None = None
 
+    def _look_ahead(self) -> Ahead:
+        """What is answered already, and which of the other rows go first."""
+        by_priority = self._request.priority_column is not None and self._some_are_missing
+        return look_ahead(
+            self._checkpoint,
+            self._rows,
+            self._rows_per_part,
+            published={*self._published, *self._others},
+            failed={part: one.counts.failed_offsets for part, one in self._superseded.items()},
+            retry_failed=self._request.retry_failed,
+            priorities=self._source.priorities() if by_priority else None,
+        )
+
+    @property
+    def _some_are_missing(self) -> bool:
+        return len(self._published) < len(self._parts)
+
+    def _settled(self) -> tuple[int, int]:
+        """Rows that are done, and those of them that are kept: they wait for others of their part.
+        Those that failed and are asked for again are not done.
+        """
+        kept = self._checkpoint.rows_kept(self._published, scored=self._request.retry_failed)
+        again = [one for part, one in self._superseded.items() if part not in self._published]
+        failed = sum(len(one.counts.failed_offsets) for one in again)
+        return kept + total([*self._published.values(), *again], "rows") - failed, kept
+
     def to_the_end(self, key: str | None, signals: Signals | None) -> Receipt:
         """Score what is missing, then write the receipt, and `_SUCCESS` if all is well."""
         error: BatchrankError | None = None
         with nullcontext(signals) if signals else heard() as self._signals:
             try:
-                if len(self._published) < len(self._parts):
+                if self._some_are_missing:
                     self._score(key)
                 error = self._too_many_failed()
             except BatchrankError as raised:
                 error = raised
             self._signals.ending()
+            kept, left = self._what_is_left()
+            if self._deadline is not None and isinstance(error, DeadlineReached):
+                error = self._deadline.missed(left)
             there = {**self._superseded, **self._published}
             files, limited_by = self._source.files, self._limited_by
-            receipt = self._figures.receipt(error, files, there, limited_by)
+            receipt = self._figures.receipt(
+                error,
+                files,
+                there,
+                limited_by,
+                priority_column=self._request.priority_column,
+                rows_kept=kept,
+                left=left,
+            )
             if self._claim.shard is not None:
                 receipt = replace(receipt, shard=str(self._claim.shard))
             content = msgspec.json.format(msgspec.json.encode(receipt))
@@ -246,6 +290,15 @@ class _Run:
             if error is None and self._claim.shard is None:
                 write_whole(self._claim.folder / SUCCESS, b"", self._claim.beside)
         return receipt
+
+    def _what_is_left(self) -> tuple[int, Left | None]:
+        """Rows that are kept, and what is to be done yet; where the state can be read."""
+        if self._some_are_missing:
+            with suppress(StorageFailed):
+                settled, kept = self._settled()
+                left = self._own_rows - settled
+                return kept, self._figures.left(left, settled, settled - self._settled_before)
+        return 0, None
 
     def _parts_that_exist(self) -> dict[int, PartRecord]:
         """A part that exists is done, also when the run was killed before it could note that: at
@@ -281,9 +334,10 @@ class _Run:
         with server as base_url, closing(self._checkpoint), _rarely_collected():
             halt = self._in_loop(self._send(base_url, key if url else None))
         reason = halt.reason or self._checkpoint.error
-        if reason is not None:
+        in_time = isinstance(reason, DeadlineReached) and not self._some_are_missing
+        if reason is not None and not in_time:
             raise reason
-        assert len(self._published) == len(self._parts), "a part is missing, and nobody said why"
+        assert not self._some_are_missing, "a part is missing, and nobody said why"
 
     async def _send(self, base_url: str, key: str | None) -> Halt:
         self._halt = Halt()
@@ -373,23 +427,55 @@ class _Run:
     async def _plans(self) -> AsyncGenerator[RequestPlan, None]:
         """The plans that no committed answer settles, as fast as they are taken."""
         try:
+            async with aclosing(self._plans_of_bands()) as plans:
+                async for plan in plans:
+                    yield plan
             async with aclosing(self._feed.chunks()) as chunks:
                 async for chunk, planned in chunks:
-                    await self._room_for(chunk.first // self._rows_per_part)
+                    part = chunk.first // self._rows_per_part
+                    await self._room_for(part)
+                    await self._ahead.turn_to(part)
                     self._assembly.keep(chunk.first, chunk.kept)
                     for plan in (plan for row in planned for plan in self._begin(row)):
-                        answer = self._answers.pop(plan.plan_id, None)
-                        if answer is None:
+                        if self._ahead.awaits(plan):
+                            continue
+                        outcome = self._ahead.outcome(plan)
+                        if outcome is None:
                             yield plan
                         else:
-                            self._finish(*self._assembly.settle(_checked(answer, plan)))
+                            self._finish(*self._assembly.settle(outcome))
         except BatchrankError as error:
             self._halt.set(error)
+
+    async def _plans_of_bands(self) -> AsyncGenerator[RequestPlan, None]:
+        """The plans of the more valuable rows, before their parts' turn; the least valuable rows
+        wait for that.
+        """
+        bands = self._ahead.bands
+        for band in range(bands.count - 1 if bands is not None else 0):
+            assert bands is not None
+            async with aclosing(self._feed.chunks(bands.rows(band))) as chunks:
+                async for chunk, planned in chunks:
+                    for row in planned:
+                        plans = self._missing(row)
+                        self._ahead.send(chunk.first // self._rows_per_part, plans)
+                        for plan in plans:
+                            yield plan
+
+    def _missing(self, row: PlannedRow) -> Sequence[RequestPlan]:
+        """The plans of a row without an answer that are to be settled."""
+        reopened = self._reopened.get(row.index // self._rows_per_part)
+        if reopened is None:
+            return row.plans
+        before = widened(reopened[row.index % self._rows_per_part], row.candidates)
+        known = outcomes_before(row.plans, before)
+        return [plan for plan in row.plans if plan.plan_id not in known]
 
     def _begin(self, row: PlannedRow) -> Sequence[RequestPlan]:
         """Expect a row; the plans that are to be settled, which in a part that was published before
         are those without a score.
         """
+        self._ahead.begin(row)
         reopened = self._reopened.get(row.index // self._rows_per_part)
         if reopened is None:
             self._finish(self._assembly.begin(row))
@@ -418,7 +504,10 @@ class _Run:
         self._figures.add(outcome.spent)
         part = row_of(outcome.plan_id) // self._rows_per_part
         self._checkpoint.record(part, plan.digest, outcome)
-        self._finish(*self._assembly.settle(outcome))
+        begun = self._assembly.expects(outcome.plan_id)
+        self._ahead.came(part, plan, outcome, begun=begun)
+        if begun:
+            self._finish(*self._assembly.settle(outcome))
 
     def _finish(self, *parts: Part | None) -> None:
         for part in parts:
@@ -466,7 +555,9 @@ class _Run:
     async def _tick(self, series: Series) -> None:
         try:
             while True:
-                done = self._rows_before + self._assembly.rows_done
+                if self._deadline is not None and self._deadline.reached:
+                    self._halt.set(self._deadline.missed(), DRAIN_SECONDS)
+                done = self._rows_before + self._assembly.rows_done + self._ahead.rows
                 progress = self._figures.progress(done)
                 self._watch(progress)
                 write_live(self._claim.state, progress)
@@ -496,13 +587,3 @@ def _rarely_collected() -> Iterator[None]:
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
-
-
-def _checked(answer: Answer, plan: RequestPlan) -> Outcome:
-    """A committed outcome, if it was given to these very texts."""
-    if answer.digest != plan.digest:
-        raise InputBad(
-            f"row {row_of(plan.plan_id)} is not what it was when it was scored. "
-            "Choose a new output, or pass --restart."
-        )
-    return answer.outcome

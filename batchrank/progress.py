@@ -86,9 +86,10 @@ def _figures(progress: Progress, width: int) -> str:
         "rate": f"{progress.requests_per_second:,.1f} requests/s",
         "tokens": f"{progress.tokens:,} tokens",
         "cost": money(progress.cost_usd, True),
+        "until": "" if progress.finish_by is None else f"until {progress.finish_by}",
         "left": "" if left is None else f"{clock(left)} left",
     }
-    for least in ("tokens", "cost", "rate"):
+    for least in ("tokens", "cost", "rate", "until"):
         if len("  ".join(figures.values())) > width:
             del figures[least]
     return "  ".join(figure for figure in figures.values() if figure)

@@ -40,6 +40,19 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     requests_per_second: float
     seconds_left: float | None
+    finish_by: str | None = None
+
+
+class Left(msgspec.Struct, frozen=True):
+    """What a run that was stopped has yet to do: rows that have no answer yet, and what they come
+    to if they are as those before them, at this session's pace. None: there is nothing to go by.
+    """
+
+    rows: int
+    requests: int | None
+    tokens: int | None
+    cost_usd: float | None
+    seconds: float | None
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +72,8 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What a run did, and what it cost. Tokens are those of answered requests; `possibly_paid`
     counts requests whose outcome is unknown. Times are of the last session, of the whole of
-    several `shards` those of the longest.
+    several `shards` those of the longest. `rows_kept` are answered, and wait for the others of
+    their parts.
     """
 
     status: str
@@ -88,6 +102,10 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     limited_by: str | None
     parts: list[PartRecord]
+    finish_by: str | None = None
+    priority_column: str | None = None
+    rows_kept: int = 0
+    left: Left | None = None
     shard: str | UnsetType = UNSET
     shards: list[Share] | UnsetType = UNSET
 
@@ -150,7 +168,20 @@ def summary(receipt: Receipt, out: str) -> str:
         ("limited by", receipt.limited_by or "nothing: no request was sent"),
         ("output", out),
     ]
+    if receipt.left is not None:
+        lines.insert(-1, ("left", left_words(receipt.left)))
     return "\n".join(f"{name:<11}{text}" for name, text in lines)
+
+
+def left_words(left: Left) -> str:
+    """What is left, in words."""
+    about = []
+    if left.requests is not None and left.tokens is not None and left.cost_usd is not None:
+        about += [f"{left.requests:,} requests", f"{left.tokens:,} tokens"]
+        about.append(money(left.cost_usd, True))
+    if left.seconds is not None:
+        about.append(f"{clock(left.seconds)} at this pace")
+    return f"{left.rows:,} rows" + (f", about {', '.join(about)}" if about else "")
 
 
 def money(cost_usd: float, real: bool) -> str:

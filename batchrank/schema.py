@@ -24,6 +24,13 @@ class Columns(msgspec.Struct, frozen=True):
     text: str = "text"
     max_characters: int = 1 << 62
     """What is beyond so many characters of a text nobody reads: it is left in Arrow."""
+    priority: str | None = None
+    """By which rows are sent, highest first."""
+
+    @property
+    def ordering(self) -> Sequence[str]:
+        """The column of priorities, if there is one."""
+        return [] if self.priority is None else [self.priority]
 
 
 def check(path: Place, schema: pa.Schema, columns: Columns) -> None:
@@ -42,6 +49,32 @@ def check(path: Place, schema: pa.Schema, columns: Columns) -> None:
             f'{path.name}: column "{columns.candidates}" is {candidates}; expected '
             "list<struct<doc_id, text>> or list<string>. See README, Input."
         )
+    check_priority(path.name, schema, columns.priority)
+
+
+def check_priority(file: str, schema: pa.Schema, name: str | None) -> None:
+    """Refuse a column of priorities that is not there, or has no order that Parquet knows."""
+    if name is None:
+        return
+    if name not in schema.names:
+        raise InputBad(
+            f'{file}: no column "{name}" for --priority-column; it has {", ".join(schema.names)}.'
+        )
+    kind = schema.field(name).type
+    if not any(is_one(kind) for is_one in _PRIORITIES):
+        raise InputBad(
+            f'{file}: column "{name}" is {kind}; expected numbers, dates or timestamps, as '
+            "--priority-column."
+        )
+
+
+_PRIORITIES = (
+    types.is_integer,
+    types.is_floating,
+    types.is_decimal,
+    types.is_date,
+    types.is_timestamp,
+)
 
 
 def check_same(path: Place, schema: pa.Schema, first: pa.Schema, names: Sequence[str]) -> None:

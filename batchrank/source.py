@@ -11,9 +11,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyarrow import types
 
 from batchrank.errors import InputBad, StorageFailed
@@ -33,6 +35,8 @@ STATE = "_batchrank"
 MARKER = "_batchrank.json"
 """In an output whose state is elsewhere, what says whose output it is."""
 DOC_IDS = "doc_ids"
+_PRIORITY_ROWS = 1 << 16
+Flags = NDArray[np.bool_]
 
 
 def spare_memory() -> None:
@@ -77,24 +81,46 @@ class Source:
         self.files = files
         self._columns = columns
         self._has_id = has_id
+        self._measured: set[tuple[str, int]] = set()
 
     @property
     def total_rows(self) -> int:
         """How many rows there are."""
         return sum(file.rows for file in self.files)
 
-    def chunks(self, first: int, stop: int, rows_per_part: int) -> Iterator[Chunk]:
+    def chunks(
+        self, first: int, stop: int, rows_per_part: int, only: Flags | None = None
+    ) -> Iterator[Chunk]:
         """Rows `first` up to `stop`, in order; no chunk reaches over a part's border. Row groups
         outside are not read. Raises `InputBad` where a page cannot be decoded.
+
+        With a flag for each row of the input in `only`, chunks have but the rows with it, or none,
+        and row groups without any are not read.
         """
         start = 0
         for path, file in zip(self.paths, self.files, strict=True):
             if start + file.rows > first and start < stop:
                 try:
-                    yield from self._file_chunks(path, file.size, start, first, stop, rows_per_part)
+                    yield from self._file_chunks(
+                        path, file.size, start, first, stop, rows_per_part, only
+                    )
                 except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                     raise unreadable(path, error) from error
             start += file.rows
+
+    def priorities(self) -> Iterator[NDArray[np.float64]]:
+        """The column of priorities as numbers, some rows at a time; NaN where there is none."""
+        for path in self.paths:
+            try:
+                with pq.ParquetFile(
+                    opened(path), pre_buffer=False, page_checksum_verification=True
+                ) as parquet:
+                    for batch in parquet.iter_batches(
+                        _PRIORITY_ROWS, columns=[self._columns.priority], use_threads=False
+                    ):
+                        yield as_numbers(batch.column(0))
+            except (pa.ArrowException, OSError) as error:
+                raise unreadable(path, error) from error
 
     def empty(self) -> pa.RecordBatch:
         """What the sink needs to write a part without rows."""
@@ -103,7 +129,14 @@ class Source:
         return self._chunk(0, pa.RecordBatch.from_arrays(columns, schema=schema)).kept
 
     def _file_chunks(
-        self, path: Place, size: int, start: int, first: int, stop: int, rows_per_part: int
+        self,
+        path: Place,
+        size: int,
+        start: int,
+        first: int,
+        stop: int,
+        rows_per_part: int,
+        only: Flags | None,
     ) -> Iterator[Chunk]:
         names = [self._columns.query, self._columns.candidates, *self._columns.keep]
         if self._has_id:
@@ -116,19 +149,20 @@ class Source:
             packed = encoded > _PACKED * size
             for group in groups:
                 end = start + parquet.metadata.row_group(group).num_rows
-                if end > first and start < stop:
-                    if packed:
+                if end > first and start < stop and (only is None or only[start:end].any()):
+                    if packed and (str(path), group) not in self._measured:
                         _check_decoded(path, parquet.schema, group, names)
+                        self._measured.add((str(path), group))
                     for batch in _batches(parquet, group, list(dict.fromkeys(names))):
                         _check_size(path, group, batch.nbytes, batch.num_rows)
                         for at, piece in _cut(batch, start, first, stop, rows_per_part):
-                            yield self._chunk(at, piece)
+                            yield self._chunk(at, piece, only)
                         start += batch.num_rows
                     if start != end:
                         raise InputBad(f"{path}: row group {group} lacks rows that it claims.")
                 start = end
 
-    def _chunk(self, first: int, batch: pa.RecordBatch) -> Chunk:
+    def _chunk(self, first: int, batch: pa.RecordBatch, only: Flags | None = None) -> Chunk:
         candidates = _Candidates(
             batch.column(self._columns.candidates), self._columns.max_characters
         )
@@ -136,11 +170,12 @@ class Source:
         rows = [
             Row(first + offset, query, candidates.texts(offset))
             for offset, query in enumerate(queries)
+            if only is None or only[first + offset]
         ]
         if self._has_id:
             names, ids = [self._columns.id], [batch.column(self._columns.id)]
         else:
-            names, ids = [ROW_COLUMN], [pa.array(range(first, first + len(rows)), pa.int64())]
+            names, ids = [ROW_COLUMN], [pa.array(range(first, first + len(queries)), pa.int64())]
         kept = [batch.column(name) for name in self._columns.keep]
         return Chunk(
             first,
@@ -198,7 +233,7 @@ def open_source(inputs: Sequence[str], columns: Columns) -> Source:
         identity, own = footer(path)
         check(path, own, columns)
         if schema is not None:
-            check_same(path, own, schema, [columns.id, *columns.keep])
+            check_same(path, own, schema, [columns.id, *columns.keep, *columns.ordering])
         schema = schema or own
         files.append(identity)
     assert schema is not None
@@ -326,6 +361,18 @@ def _cut(
         border = min(end, (at // rows_per_part + 1) * rows_per_part)
         yield at, batch.slice(at - start, border - at)
         at = border
+
+
+def as_numbers(column: pa.Array) -> NDArray[np.float64]:
+    """Priorities in their order: times count from 1970, and nulls are NaN."""
+    if types.is_date32(column.type):
+        column = column.cast(pa.int32())
+    elif types.is_temporal(column.type):
+        column = column.cast(pa.int64())
+    numbers: NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy(
+        zero_copy_only=False
+    )
+    return numbers
 
 
 def decoded(array: pa.Array) -> pa.Array:

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from batchrank.config import load
+from batchrank.deadline import deadline
 from batchrank.errors import BatchrankError
 from batchrank.job import Request, run
 
@@ -24,8 +25,16 @@ from batchrank.job import Request, run
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="A TOML file; see configs/.")
 @click.option("--date", "day", default=lambda: date.today().isoformat(), help="[default: today]")
 @click.option("--max-cost", type=float, help="Stop (4) before the bill could pass so many dollars.")
+@click.option("--finish-by", metavar="HH:MM", help="Stop (4) so as to be gone by this time.")
+@click.option("--priority-column", help="Send the rows first that are highest in this column.")
 def nightly_reindex(
-    rows: Path, scores: Path, config: Path | None, day: str, max_cost: float | None
+    rows: Path,
+    scores: Path,
+    config: Path | None,
+    day: str,
+    max_cost: float | None,
+    finish_by: str | None,
+    priority_column: str | None,
 ) -> None:
     """Score ROWS/DATE into SCORES/DATE."""
     try:
@@ -35,7 +44,17 @@ def nightly_reindex(
             f"{day} is no date; write YYYY-MM-DD.", param_hint="--date"
         ) from None
     try:
-        request = Request(inputs=[str(rows / day)], out=scores / day, max_cost_usd=max_cost)
+        until = None if finish_by is None else deadline(finish_by)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--finish-by") from None
+    try:
+        request = Request(
+            inputs=[str(rows / day)],
+            out=scores / day,
+            max_cost_usd=max_cost,
+            finish_by=until,
+            priority_column=priority_column,
+        )
         receipt = run(load(config, {}), request, lambda progress: None)
     except BatchrankError as error:
         click.echo(f"nightly_reindex {day}: {error}", err=True)

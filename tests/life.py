@@ -70,6 +70,7 @@ class Nature(NamedTuple):
                 "query_id": pa.array(range(len(self.rows)), pa.int64()),
                 "query": pa.array([query for query, _ in self.rows], pa.string()),
                 "candidates": pa.array(lists, CANDIDATES),
+                "priority": pa.array([row * 7 % 5 or None for row in range(len(lists))]),
             }
         )
 
@@ -106,6 +107,7 @@ class Session(NamedTuple):
     stop_at: int = 0
     retry_failed: bool = False
     restart: bool = False
+    by_priority: bool = False
 
 
 class Life:
@@ -213,6 +215,7 @@ class Life:
             out=self._out,
             restart=session.restart,
             retry_failed=session.retry_failed,
+            priority_column="priority" if session.by_priority else None,
             max_cost_usd=None if self.cap == inf else config.price.cost(self.cap),
         )
         stage = Stage(

@@ -96,6 +96,7 @@ class Model(RuleBasedStateMachine):
             stop_at=STEPS,
             retry_failed=st.booleans(),
             restart=st.booleans(),
+            by_priority=st.booleans(),
         )
     )
     def run(self, session: Session) -> None:
@@ -108,6 +109,7 @@ class Model(RuleBasedStateMachine):
             rate=RATES,
             kill_at=st.integers(1, 30),
             restart=st.booleans(),
+            by_priority=st.booleans(),
         )
     )
     def go_on_and_be_killed(self, session: Session) -> None:
@@ -185,6 +187,12 @@ def test_killed_at_any_step_of_a_run_or_of_a_retry(tmp_path: Path) -> None:
     """Also between a part that is written again and the note of that, and with a `top_n`."""
     sessions = (Session(), Session(retry_failed=True), Session())
     assert killed_at_each_step(tmp_path, inf, *sessions) > 20
+
+
+def test_killed_at_any_step_of_a_run_by_priority(tmp_path: Path) -> None:
+    """And gone on with by priority, and without."""
+    first = Session(by_priority=True)
+    assert killed_at_each_step(tmp_path, inf, first, Session(by_priority=True), Session()) > 10
 
 
 def test_what_killed_sessions_may_have_spent_is_never_forgotten(tmp_path: Path) -> None:

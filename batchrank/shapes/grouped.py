@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from batchrank.errors import InputBad
 from batchrank.places import plain
 from batchrank.schema import Columns
 from batchrank.shapes.groups import Gathered, Groups, pieces
 from batchrank.shapes.spill import give_back
-from batchrank.source import BATCH_ROWS, Chunk, FileIdentity, Source
+from batchrank.source import BATCH_ROWS, Chunk, FileIdentity, Flags, Source, as_numbers
 
 _CHUNK_BYTES = 4 << 20
 
@@ -50,17 +52,33 @@ class Grouped(Source):
         """How many queries there are."""
         return self._groups[1]
 
-    def chunks(self, first: int, stop: int, rows_per_part: int) -> Iterator[Chunk]:
-        """Rows `first` up to `stop`, in order; no chunk reaches over a part's border."""
+    def chunks(
+        self, first: int, stop: int, rows_per_part: int, only: Flags | None = None
+    ) -> Iterator[Chunk]:
+        """Rows `first` up to `stop`, in order; no chunk reaches over a part's border. With flags in
+        `only`, chunks have but the rows with one.
+        """
         if first >= stop:
             return
         groups, _ = self._groups
         with _told_of(self.files):
             for gathered in groups.read(first, stop):
                 for piece in pieces(gathered, first, stop, rows_per_part, self._most_rows):
+                    end = piece.first + len(piece.offsets) - 1
+                    if only is not None and not only[piece.first : end].any():
+                        yield Chunk(piece.first, [], self.empty())  # whoever waits may give up
+                        continue
                     nested = self._nest(piece)
                     self._row_bytes = max(1, nested.nbytes // nested.num_rows)
-                    yield self._chunk(piece.first, nested)
+                    yield self._chunk(piece.first, nested, only)
+
+    def priorities(self) -> Iterator[NDArray[np.float64]]:
+        """The priorities of the queries' first lines."""
+        groups, rows = self._groups
+        with _told_of(self.files):
+            for gathered in groups.read(0, rows) if rows else ():
+                column = gathered.lines.column(self._columns.priority)
+                yield as_numbers(column.take(pa.array(gathered.offsets[:-1])))
 
     def _most_rows(self) -> int:
         """As many as make a few megabytes; the rows before say how large rows are."""

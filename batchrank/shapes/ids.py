@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from batchrank.errors import InputBad
 from batchrank.places import Place
-from batchrank.schema import Columns
+from batchrank.schema import Columns, check_priority
 from batchrank.shapes.grouped import Grouped, first_lines, listed
 from batchrank.shapes.groups import Gathered, Groups, comparable, gather
 from batchrank.shapes.hashes import Distinct, Hashes, hashes, places_in
@@ -45,7 +45,8 @@ def _run(paths: Sequence[Place], columns: Columns) -> Lines:
     if not any(map(is_parquet, paths)):
         lines: Lines = TrecLines(paths, columns.id, columns.doc_id)
     else:
-        lines = ParquetLines(paths, [columns.id, columns.doc_id, *_ORDERS, *columns.keep])
+        names = [columns.id, columns.doc_id, *_ORDERS, *columns.keep, *columns.ordering]
+        lines = ParquetLines(paths, names)
     for name in [columns.id, columns.doc_id, *columns.keep]:
         if name not in lines.schema.names:
             raise InputBad(
@@ -53,6 +54,7 @@ def _run(paths: Sequence[Place], columns: Columns) -> Lines:
                 f"{', '.join(lines.schema.names)}. Beside --queries and --corpus the input is a "
                 f'run: "{columns.id}", "{columns.doc_id}" and maybe "rank" or "score".'
             )
+    check_priority(lines.files[0].name, lines.schema, columns.priority)
     for name in (columns.id, columns.doc_id):
         check_type(lines.schema, name, lines.files[0].name)
     for name in _ORDERS:
@@ -84,7 +86,7 @@ class _Run:
     def gather(self) -> tuple[Groups, int]:
         """The groups of the run, once all of its ids have texts."""
         columns = self._columns
-        names = [columns.id, columns.doc_id, *self._orders, *columns.keep]
+        names = [columns.id, columns.doc_id, *self._orders, *columns.keep, *columns.ordering]
         groups, rows = gather(self._lines, columns.id, list(dict.fromkeys(names)), None)
         queries, documents = Distinct(), Distinct()
         for gathered in groups.read(0, rows) if rows else ():

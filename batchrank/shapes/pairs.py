@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from batchrank.errors import InputBad
 from batchrank.places import Place
-from batchrank.schema import Columns, is_id, is_text
+from batchrank.schema import Columns, check_priority, is_id, is_text
 from batchrank.shapes.grouped import Grouped, first_lines, listed
 from batchrank.shapes.groups import Gathered, gather
 from batchrank.shapes.lines import ParquetLines
@@ -20,6 +20,7 @@ from batchrank.shapes.lines import ParquetLines
 def open_pairs(paths: Sequence[Place], columns: Columns) -> Grouped:
     """Pairs as rows. Raises `InputBad` where columns do not fit."""
     wanted = [columns.id, columns.query, columns.doc_id, columns.text, *columns.keep]
+    wanted += columns.ordering
     lines = ParquetLines(paths, wanted)
     schema = lines.schema
     name = lines.files[0].name
@@ -29,6 +30,7 @@ def open_pairs(paths: Sequence[Place], columns: Columns) -> Grouped:
                 f'{name}: no column "{column}"; it has {", ".join(schema.names)}. '
                 "See README, Input."
             )
+    check_priority(name, schema, columns.priority)
     has_id, has_doc_id = columns.id in schema.names, columns.doc_id in schema.names
     for column in [columns.query, columns.text]:
         check_type(schema, column, name, text=True)
