@@ -43,7 +43,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What a run did, and what it cost. Tokens are those of answered requests; `possibly_paid`
-    counts requests whose outcome is unknown. Times are of the last session.
+    counts requests whose outcome is unknown. Times are of the last session. `rows_reused` are the
+    rows for which nothing was sent, an earlier run having scored them.
     """
 
     status: str
@@ -72,6 +73,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     limited_by: str | None
     parts: list[PartRecord]
+    pairs_reused: int = 0
+    rows_reused: int = 0
 
 
 LIVE = "live.json"
@@ -126,6 +129,7 @@ def summary(receipt: Receipt, out: str) -> str:
     lines = [
         ("rows", f"{receipt.rows:,}: {', '.join(rows)}"),
         ("requests", f"{receipt.requests:,}{resent}{unknown}"),
+        *reused_line(receipt.pairs_reused, receipt.rows_reused),
         ("tokens", f"{receipt.tokens_billed:,} billed, {receipt.tokens_estimated:,} estimated"),
         ("cost", money(receipt.cost_usd, receipt.cost_is_real)),
         ("time", f"{clock(receipt.seconds)}, {rate:,.1f} requests/s"),
@@ -133,6 +137,11 @@ def summary(receipt: Receipt, out: str) -> str:
         ("output", out),
     ]
     return "\n".join(f"{name:<11}{text}" for name, text in lines)
+
+
+def reused_line(pairs: int, rows: int) -> list[tuple[str, str]]:
+    """What an earlier run had scored, in words; no line where there was none."""
+    return [("reused", f"{pairs:,} pairs; {rows:,} rows sent nothing")] if pairs else []
 
 
 def money(cost_usd: float, real: bool) -> str:
