@@ -14,10 +14,11 @@ or a copy has changed is not used.
 """
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -96,13 +97,18 @@ class Digests:
             return Pairs(_NO_QUERY, array("Q", [0]) * len(row.texts))
         query = xxhash.xxh3_128_digest(row.query.encode(), self._seed)
         seed = int.from_bytes(query[8:])
-        return Pairs(query, array("Q", [_digest(text, seed) for text in row.texts]))
+        return Pairs(query, array("Q", _digests(row.texts, seed)))
 
 
-def _digest(text: str | None, seed: int) -> int:
-    if text is None or not text or text.isspace():
-        return 0
-    return xxhash.xxh3_64_intdigest(text.encode(), seed)
+def _digests(texts: Sequence[str | None], seed: int) -> Iterable[int]:
+    if all(texts):
+        whole = cast(Sequence[str], texts)
+        if not any(map(str.isspace, whole)):  # nearly every row: two thirds of the cost
+            return map(xxhash.xxh3_64_intdigest, map(str.encode, whole), repeat(seed))
+    return [
+        0 if text is None or not text or text.isspace() else next(iter(_digests([text], seed)))
+        for text in texts
+    ]
 
 
 class SideFiles:
