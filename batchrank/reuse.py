@@ -118,7 +118,7 @@ def _foot(path: Place) -> tuple[int, str] | None:
 
 def _warn_of_gaps(out: Place, files: int) -> None:
     if not (out / SUCCESS).exists():
-        _log.warning("%s: is not finished; what it has published is reused", out)
+        _log.warning("%s: is not finished (no _SUCCESS); what it has published is reused", out)
     parts = sum(1 for _ in out.glob("part-*.parquet"))
     if parts > files:
         _log.warning("%s: %d of %d parts have no _pairs/; not reused", out, parts - files, parts)

@@ -5,7 +5,8 @@
 Reads ROWS/YYYY-MM-DD/*.parquet and writes SCORES/YYYY-MM-DD/. Silent when all is well, so cron
 mails only failures. Safe to start twice: the second ends at once with 75 while the first is at
 work, and sends nothing when it is done. A night that was cut short is finished by the next start
-with the same date. Readers wait for SCORES/YYYY-MM-DD/_SUCCESS.
+with the same date. Readers wait for SCORES/YYYY-MM-DD/_SUCCESS. With --reuse only the pairs are
+sent that the latest finished night before has not scored.
 """
 
 from datetime import date
@@ -24,8 +25,9 @@ from batchrank.job import Request, run
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="A TOML file; see configs/.")
 @click.option("--date", "day", default=lambda: date.today().isoformat(), help="[default: today]")
 @click.option("--max-cost", type=float, help="Stop (4) before the bill could pass so many dollars.")
+@click.option("--reuse", is_flag=True, help="Send only what the night before has not scored.")
 def nightly_reindex(
-    rows: Path, scores: Path, config: Path | None, day: str, max_cost: float | None
+    rows: Path, scores: Path, config: Path | None, day: str, max_cost: float | None, reuse: bool
 ) -> None:
     """Score ROWS/DATE into SCORES/DATE."""
     try:
@@ -35,7 +37,12 @@ def nightly_reindex(
             f"{day} is no date; write YYYY-MM-DD.", param_hint="--date"
         ) from None
     try:
-        request = Request(inputs=[str(rows / day)], out=scores / day, max_cost_usd=max_cost)
+        request = Request(
+            inputs=[str(rows / day)],
+            out=scores / day,
+            max_cost_usd=max_cost,
+            reuse=night_before(scores, day) if reuse else None,
+        )
         receipt = run(load(config, {}), request, lambda progress: None)
     except BatchrankError as error:
         click.echo(f"nightly_reindex {day}: {error}", err=True)
@@ -43,6 +50,12 @@ def nightly_reindex(
     if receipt.exit_code:
         click.echo(f"nightly_reindex {day}: {receipt.message}", err=True)
     raise SystemExit(receipt.exit_code)
+
+
+def night_before(scores: Path, day: str) -> Path | None:
+    """The latest finished night before this one; None for the first."""
+    finished = (night.parent for night in scores.glob("????-??-??/_SUCCESS"))
+    return max((night for night in finished if night.name < day), default=None)
 
 
 if __name__ == "__main__":

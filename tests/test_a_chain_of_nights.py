@@ -1,14 +1,19 @@
 """A score keeps the day that it was first given, however many nights have taken it on."""
 
+import subprocess
+import sys
+from array import array
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
-from helpers import Server, dated, inside, output, reused, rows_of, score, scores_of, written
+from helpers import Server, clean, dated, inside, output, reused, rows_of, score, scores_of, written
 
 from batchrank.config import load
-from batchrank.pairs import SideFiles, begun
+from batchrank.pairs import Digests, SideFiles, begun, days_of
+from batchrank.records import Pairs, Row, RowScores
 
+JOBS = Path(__file__).parents[1] / "jobs"
 FIRST, SECOND = date(2026, 11, 1), date(2026, 11, 2)
 
 
@@ -47,11 +52,6 @@ def test_of_two_scores_of_a_pair_the_latest_counts(server: Server, tmp_path: Pat
     written(tmp_path / "1.parquet", rows_of(("lift", ["wings"])))
     score(server, tmp_path / "1.parquet", tmp_path / "1")
     dated(tmp_path / "1", FIRST)
-    from array import array
-
-    from batchrank.pairs import Digests, days_of
-    from batchrank.records import Pairs, Row, RowScores
-
     digests = Digests(load(None, {}).scoring())
     name = digests.of(Row(0, "lift", ["wings"]))
     days = [days_of(FIRST), days_of(SECOND), days_of(SECOND)]
@@ -83,6 +83,21 @@ def test_the_day_is_that_on_which_the_run_was_begun(server: Server, tmp_path: Pa
     score(server, tmp_path / "1.parquet", tmp_path / "1")  # a finished run, looked at again
     told = begun(tmp_path / "1")
     assert told is not None and told.begun == FIRST
+
+
+def test_the_nightly_job_takes_the_latest_finished_night(server: Server, tmp_path: Path) -> None:
+    config = tmp_path / "batchrank.toml"
+    config.write_text(f'[endpoint]\nbase_url = "{server.base_url}"\n')
+    job = [sys.executable, JOBS / "nightly_reindex.py", tmp_path / "rows", tmp_path / "scores"]
+    for day, texts in (("01", ["a"]), ("02", ["a", "b"]), ("03", ["c"]), ("04", ["a", "b", "c"])):
+        written(tmp_path / "rows" / f"2026-11-{day}" / "1.parquet", rows_of(("nightly", texts)))
+        command = [*map(str, job), "-c", str(config), "--date", f"2026-11-{day}", "--reuse"]
+        done = subprocess.run(command, capture_output=True, text=True, env=clean(), check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        if day == "03":
+            (tmp_path / "scores" / "2026-11-03" / "_SUCCESS").unlink()
+    last = tmp_path / "scores" / "2026-11-04"
+    assert [day is not None for day in reused(last)[0]] == [True, True, False]
 
 
 @pytest.mark.parametrize("where", ["begun again", "another output"])

@@ -3,7 +3,9 @@ changed is sent. What else is in the output is what it would be without.
 """
 
 import json
+from array import array
 from datetime import UTC, datetime
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -237,9 +239,6 @@ def test_the_command_and_the_function_take_it_too(server: Server, tmp_path: Path
 
 
 def test_a_known_candidate_is_planned_as_if_it_were_not_there() -> None:
-    from array import array
-    from math import nan
-
     planner = Planner(RequestLimits())
     row = planner.plan(Row(0, "q", ["a", "b", "", "c"], array("d", [nan, 0.5, nan, nan])))
     (plan,) = row.plans
