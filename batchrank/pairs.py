@@ -177,6 +177,8 @@ class SideFile:
         if not self._all.schema.equals(_SCHEMA):
             raise ValueError("other columns")
         self.batches: int = self._all.num_record_batches
+        if not 0 <= self.foot.rows <= self.batches * _BATCH_ROWS:
+            raise ValueError("a number of rows that it cannot have")
 
     def queries(self) -> Iterator[NDArray[np.uint64]]:
         """The first half of each row's name, a batch at a time: nothing else is read."""

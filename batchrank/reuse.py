@@ -12,7 +12,7 @@ import logging
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import nan
 from pathlib import Path
 from shutil import copyfileobj, rmtree
@@ -140,28 +140,28 @@ class Reuse:
             return Row(row.index, row.query, row.texts, None, pairs)
         if self._index is None:
             self._index = _Index(self._previous)
-        stored = self._index.rows(pairs.query)
+        earlier = self._index.rows(pairs.query)
         taken = self._whole if self._previous.rows_only else _each
-        scores, since, together = taken(pairs.texts, stored) if stored else _NOTHING
+        scores, since, together = taken(pairs.texts, earlier) if earlier.rows else _NOTHING
         if not any(since):
             return Row(row.index, row.query, row.texts, None, pairs)
         pairs = Pairs(pairs.query, pairs.texts, since, together)
         return Row(row.index, row.query, row.texts, scores, pairs)
 
-    def _whole(self, texts: "array[int]", stored: Sequence[Stored]) -> "_Taken":
+    def _whole(self, texts: "array[int]", earlier: "_Earlier") -> "_Taken":
         """The scores of an earlier row of the same texts, all of one answer: the latest."""
         kind = list if self._lists else set
         asked = kind(filter(None, texts))
         fitting = [
             one
-            for one in stored
+            for one in earlier.rows
             if one.together and one.complete and kind(filter(None, one.texts)) == asked
         ]
         if not fitting:
             return _NOTHING
         latest = max(fitting, key=lambda one: max(one.since, default=0))
         if not self._lists:
-            return (*_matched(texts, _best([latest])), True)
+            return (*_matched(texts, _Earlier([latest])), True)
         given = iter([pair for pair in zip(latest.scores, latest.since, strict=True) if pair[1]])
         pairs = [next(given) if text else _UNKNOWN for text in texts]
         return (*_apart(pairs), True)
@@ -172,27 +172,33 @@ _NOTHING: _Taken = array("d"), array("H"), False
 _UNKNOWN = (nan, 0)
 
 
-def _each(texts: "array[int]", stored: Sequence[Stored]) -> _Taken:
-    """The score of each pair that any of these rows has, of the latest day, the first of a day."""
-    if len(stored) == 1 and stored[0].texts == texts:  # nearly every row
-        (one,) = stored
+class _Earlier:
+    """The earlier rows of a query, in their order."""
+
+    def __init__(self, rows: Sequence[Stored]) -> None:
+        self.rows = rows
+
+    @cached_property
+    def best(self) -> dict[int, tuple[float, int]]:
+        """The score of each of their pairs, of the latest day, the first of a day."""
+        best: dict[int, tuple[float, int]] = {}
+        for one in self.rows:
+            for text, score, day in zip(one.texts, one.scores, one.since, strict=True):
+                if day > best.get(text, _UNKNOWN)[1]:
+                    best[text] = score, day
+        return best
+
+
+def _each(texts: "array[int]", earlier: _Earlier) -> _Taken:
+    """The score of each pair that any of these rows has."""
+    if len(earlier.rows) == 1 and earlier.rows[0].texts == texts:  # nearly every row
+        (one,) = earlier.rows
         return one.scores, one.since, one.together and one.complete
-    return (*_matched(texts, _best(stored)), False)
+    return (*_matched(texts, earlier), False)
 
 
-def _best(stored: Sequence[Stored]) -> dict[int, tuple[float, int]]:
-    best: dict[int, tuple[float, int]] = {}
-    for one in stored:
-        for text, score, day in zip(one.texts, one.scores, one.since, strict=True):
-            if day > best.get(text, _UNKNOWN)[1]:
-                best[text] = score, day
-    return best
-
-
-def _matched(
-    texts: "array[int]", best: dict[int, tuple[float, int]]
-) -> "tuple[array[float], array[int]]":
-    return _apart([best.get(text, _UNKNOWN) for text in texts])
+def _matched(texts: "array[int]", earlier: _Earlier) -> "tuple[array[float], array[int]]":
+    return _apart([earlier.best.get(text, _UNKNOWN) for text in texts])
 
 
 def _apart(pairs: Sequence[tuple[float, int]]) -> "tuple[array[float], array[int]]":
@@ -240,11 +246,9 @@ class _Index:
         keys.sort()
         return keys
 
-    def _rows(self, query: bytes) -> list[Stored]:
-        """The earlier rows of a query, in their order."""
-        return [
-            stored for number in self._numbers(query) if (stored := self._stored(number, query))
-        ]
+    def _rows(self, query: bytes) -> _Earlier:
+        found = (self._stored(number, query) for number in self._numbers(query))
+        return _Earlier([row for row in found if row is not None])
 
     def _numbers(self, query: bytes) -> Iterator[int]:
         prefix = int.from_bytes(query[:8], "little") >> self._shift << self._shift
