@@ -84,7 +84,8 @@ class Assembly:
 
     def begin(self, planned: PlannedRow) -> Part | None:
         """Expect the outcomes of a row's plans; its part, if that was all the part still lacked."""
-        row = _OpenRow(planned, array("d", [nan]) * planned.candidates, len(planned.plans))
+        scores = planned.known or array("d", [nan]) * planned.candidates
+        row = _OpenRow(planned, scores[:], len(planned.plans))
         for plan in planned.plans:
             self._slots[plan.plan_id] = plan.slots
         if not planned.plans:
@@ -168,7 +169,7 @@ def _take(row: _OpenRow, slot: Slot, outcome: Scored | Failed) -> None:
 def _finished(row: _OpenRow) -> RowScores:
     unscored = sum(map(isnan, row.scores))
     failed_requests = row.failed_requests or int(row.planned.failed)
-    asked = row.requests or failed_requests
+    asked = row.requests or failed_requests or row.planned.known
     if not asked:
         status = "skipped"
     elif not unscored:
@@ -185,4 +186,5 @@ def _finished(row: _OpenRow) -> RowScores:
         requests=row.requests,
         truncated=row.planned.truncated,
         failed_requests=failed_requests,
+        pairs=row.planned.pairs,
     )

@@ -24,6 +24,7 @@ from batchrank.source import MARKER, STATE, FileIdentity
 RECEIPT = "run.json"
 PAGE = "report.html"
 DATABASE = "checkpoint.sqlite"
+PAIRS = "_pairs"
 _OUTPUT = "output"
 KEPT = frozenset({"lock", _OUTPUT})
 """Files of a state that a fresh start leaves: whose it is, and who is at work."""
@@ -207,7 +208,9 @@ _DISK = {5, 28, 122}
 def _clear(out: Place, state: Path) -> None:
     """Take back a run: first its claim to be finished, then its parts, then what it remembers."""
     (out / SUCCESS).unlink(missing_ok=True)
-    for path in [*out.glob("part-*.parquet"), out / RECEIPT, out / PAGE, out / MARKER]:
+    pairs = (out / PAIRS).glob("*")
+    ours = (out / name for name in (RECEIPT, PAGE, MARKER))
+    for path in [*pairs, *out.glob("part-*.parquet"), *ours]:
         path.unlink(missing_ok=True)
     if isinstance(out, Path):
         sync_folder(out)

@@ -16,7 +16,7 @@ import click
 from batchrank import __version__
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed
 from batchrank.logs import log, log_to_stderr
-from batchrank.options import SHARD, STATE_DIR, configured, load_options
+from batchrank.options import SHARD, STATE_DIR, check_reuse, configured, load_options, reusing
 from batchrank.serve import serve
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def cli() -> None:
     help="The output folder, on this machine or at s3://, gs:// or abfs://.",
 )
 @STATE_DIR
+@reusing
 @click.option(
     "--max-cost",
     type=click.FloatRange(0),
@@ -89,6 +90,8 @@ def cli() -> None:
 def run(
     out: str,
     state_dir: Path | None,
+    reuse: str | None,
+    reuse_rows_only: bool,
     metrics_file: Path | None,
     max_cost: float | None,
     finish_by: str | None,
@@ -117,6 +120,7 @@ def run(
     from batchrank.progress import bar
     from batchrank.report import Progress
 
+    check_reuse(reuse, reuse_rows_only)
     until = None if finish_by is None else _deadline(finish_by)
     with measured(metrics_file, out, shard) as metrics:
         config = load_options(options)
@@ -131,6 +135,8 @@ def run(
             corpus=corpus,
             out=place(out),
             state_dir=state_dir,
+            reuse=None if reuse is None else place(reuse),
+            reuse_rows_only=reuse_rows_only,
             restart=restart,
             retry_failed=retry_failed,
             limit_rows=limit or 0,
@@ -155,6 +161,7 @@ def run(
 
 @cli.command()
 @configured
+@reusing
 @click.option(
     "--sample",
     type=click.IntRange(1),
@@ -162,6 +169,8 @@ def run(
     help="Read only so many rows, and give the error.",
 )
 def plan(
+    reuse: str | None,
+    reuse_rows_only: bool,
     summary: str,
     sample: int | None,
     limit: int | None,
@@ -176,12 +185,20 @@ def plan(
     Example:
       batchrank plan rows/*.parquet --provider dashscope --sample 2000
     """
+    check_reuse(reuse, reuse_rows_only)
     config = load_options(options)
     from batchrank.forecast import forecast, words
+    from batchrank.places import place
     from batchrank.shapes import Inputs
 
-    read = Inputs(inputs, queries, corpus)
-    figures = forecast(config, read, limit_rows=limit or 0, sample=sample or 0)
+    figures = forecast(
+        config,
+        Inputs(inputs, queries, corpus),
+        limit_rows=limit or 0,
+        sample=sample or 0,
+        reuse=None if reuse is None else place(reuse),
+        reuse_rows_only=reuse_rows_only,
+    )
     _show(figures, words, as_json=summary == "json")
 
 

@@ -55,11 +55,14 @@ class InputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class OutputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The shape of the output. `top_n` 0: every candidate."""
+    """The shape of the output. `top_n` 0: every candidate. `reusable`: a later run may take these
+    scores.
+    """
 
     rows_per_part: AtLeastOne = 10_000
     top_n: Whole = 0
     compression: Literal["zstd", "snappy", "gzip", "brotli", "lz4", "none"] = "zstd"
+    reusable: bool = True
 
 
 class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,13 +103,24 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             "endpoint": endpoint,
             "limits": msgspec.to_builtins(self.limits),
             "input": msgspec.to_builtins(self.input),
-            "output": msgspec.to_builtins(self.output),
+            "output": {
+                name: value
+                for name, value in msgspec.to_builtins(self.output).items()
+                if name != "reusable"
+            },
         }
         return {
             f"{section}.{key}": value
             for section, values in sections.items()
             for key, value in values.items()
         }
+
+    def scoring(self) -> dict[str, Any]:
+        """The fields that decide the score of a pair, by name: under others it is another score."""
+        names = ["endpoint.provider", "endpoint.model", "endpoint.instruct"]
+        names += ["endpoint.scores_lists", "limits.max_tokens_per_document"]
+        deciding = self.deciding()
+        return {name: deciding[name] for name in names}
 
 
 _SECTIONS = {field.name: field.type for field in msgspec.structs.fields(JobConfig)}

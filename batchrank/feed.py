@@ -5,18 +5,19 @@ The thread works while the event loop sends; it never gets further ahead than th
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from batchrank.planning import Planner
-from batchrank.records import PlannedRow
+from batchrank.records import PlannedRow, Row
 from batchrank.source import Chunk, Flags, Source
 
 
 class Feed:
     """The rows of `ranges` (first, stop) in order, cut at the borders of parts, with their plans.
 
-    `waited_seconds`: how long whoever takes them has waited. Raises as reading does.
+    `known` is asked for each row with what is known of it. `waited_seconds`: how long whoever takes
+    them has waited. Raises as reading does.
     """
 
     def __init__(
@@ -25,11 +26,13 @@ class Feed:
         planner: Planner,
         ranges: Sequence[tuple[int, int]],
         rows_per_part: int,
+        known: Callable[[Row], Row] | None = None,
     ) -> None:
         self._source = source
         self._planner = planner
         self._ranges = ranges
         self._rows_per_part = rows_per_part
+        self._known = known
         self.waited_seconds = 0.0
 
     async def chunks(
@@ -51,4 +54,5 @@ class Feed:
     def _planned(self, only: Flags | None) -> Iterator[tuple[Chunk, list[PlannedRow]]]:
         for first, stop in self._ranges:
             for chunk in self._source.chunks(first, stop, self._rows_per_part, only):
-                yield chunk, [self._planner.plan(row) for row in chunk.rows]
+                rows = chunk.rows if self._known is None else map(self._known, chunk.rows)
+                yield chunk, [self._planner.plan(row) for row in rows]

@@ -113,6 +113,8 @@ class Figures:
             retries=self.spent.retries,
             possibly_paid=self.spent.possibly_paid,
             requests_this_session=self.spent.requests - self._before.requests,
+            pairs_reused=total(parts, "pairs_reused"),
+            rows_reused=total(parts, "rows_reused"),
             tokens_estimated=self.spent.estimate,
             tokens_billed=self.spent.tokens,
             cost_usd=round(self._cost, 6),

@@ -5,7 +5,7 @@ spread evenly over the input, whose totals are scaled up and given with their er
 """
 
 from collections.abc import Iterator, Sequence
-from math import ceil, sqrt
+from math import ceil, isnan, sqrt
 from statistics import pvariance
 from typing import Any
 
@@ -14,9 +14,11 @@ import msgspec
 from batchrank.config import JobConfig
 from batchrank.job import columns_of, planner_of
 from batchrank.limits import RateLimits
+from batchrank.places import Place
 from batchrank.planning import Planner
 from batchrank.records import PlannedRow
-from batchrank.report import clock, money
+from batchrank.report import clock, money, reused_line
+from batchrank.reuse import Reuse, opened
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.source import Source
 from batchrank.throttle import AIM
@@ -34,6 +36,8 @@ _COUNTS = (
     "documents",
     "documents_not_sent",
     "documents_truncated",
+    "pairs_reused",
+    "rows_reused",
     "requests",
     "requests_lower_bound",
     "tokens",
@@ -53,6 +57,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     documents: int
     documents_not_sent: int
     documents_truncated: int
+    pairs_reused: int
+    rows_reused: int
     requests: int
     requests_lower_bound: int
     tokens: int
@@ -68,17 +74,27 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def forecast(
-    config: JobConfig, inputs: Inputs, *, limit_rows: int = 0, sample: int = 0
+    config: JobConfig,
+    inputs: Inputs,
+    *,
+    limit_rows: int = 0,
+    sample: int = 0,
+    reuse: Place | None = None,
+    reuse_rows_only: bool = False,
 ) -> Forecast:
-    """Plan the input (`sample` rows of it, if not 0). Raises as reading does."""
+    """Plan the input (`sample` rows of it, if not 0), without what `reuse` has scored. Raises as
+    reading does.
+    """
     source = open_inputs(inputs, columns_of(config))
     rows = min(source.total_rows, limit_rows or source.total_rows)
     planner = planner_of(config, exact=True)
+    previous = None if reuse is None else opened(reuse, config, rows_only=reuse_rows_only)
+    known = None if previous is None else Reuse(config, previous)
     if not sample or sample >= rows:
-        totals = _sum(_counts(row) for row in _planned(source, planner, 0, rows))
+        totals = _sum(_counts(row) for row in _planned(source, planner, known, 0, rows))
         return _figures(config, totals, None, None)
     blocks = [
-        _sum(_counts(row) for row in _planned(source, planner, first, stop))
+        _sum(_counts(row) for row in _planned(source, planner, known, first, stop))
         for first, stop in _spread(rows, sample)
     ]
     seen = _sum(blocks)
@@ -104,6 +120,7 @@ def words(figures: Forecast) -> str:
                  f"{figures.rows_skipped:,} to be skipped{too_large}"),
         ("documents", f"{about}{figures.documents:,}, {figures.documents_truncated:,} to be cut, "
                       f"{figures.documents_not_sent:,} not sent"),
+        *reused_line(figures.pairs_reused, figures.rows_reused),
         ("requests", f"{about}{figures.requests:,}{within.get('requests', '')}; "
                      f"no fewer than {figures.requests_lower_bound:,}"),
         ("tokens", f"{about}{figures.tokens:,}{within.get('tokens', '')}, and about "
@@ -122,22 +139,27 @@ def words(figures: Forecast) -> str:
     return "\n".join([*(f"{name:<11}{text}" for name, text in lines), "configuration", *shown])
 
 
-def _planned(source: Source, planner: Planner, first: int, stop: int) -> Iterator[PlannedRow]:
+def _planned(
+    source: Source, planner: Planner, known: Reuse | None, first: int, stop: int
+) -> Iterator[PlannedRow]:
     for chunk in source.chunks(first, stop, max(stop, 1)):
         for row in chunk.rows:
-            yield planner.plan(row)
+            yield planner.plan(row if known is None else known(row))
 
 
 def _counts(row: PlannedRow) -> dict[str, int]:
     sent = sum(len(slot.positions) for plan in row.plans for slot in plan.slots)
+    reused = 0 if row.known is None else len(row.known) - sum(map(isnan, row.known))
     return {
         "rows": 1,
-        "rows_skipped": not row.plans and not row.failed,
+        "rows_skipped": not row.plans and not row.failed and not reused,
         "rows_split": len(row.plans) > 1,
         "rows_too_large": row.failed,
         "documents": row.candidates,
-        "documents_not_sent": row.candidates - sent,
+        "documents_not_sent": row.candidates - sent - reused,
         "documents_truncated": row.truncated,
+        "pairs_reused": reused,
+        "rows_reused": not row.plans and reused > 0,
         "requests": len(row.plans),
         "requests_lower_bound": row.fewest,
         "tokens": sum(plan.tokens for plan in row.plans),
@@ -179,7 +201,8 @@ def _figures(
     sample_error: dict[str, float] | None,
 ) -> Forecast:
     by_token = config.price.unit == "tokens"
-    price, sent = config.price, totals["documents"] - totals["documents_not_sent"]
+    price, documents = config.price, totals["documents"]
+    sent = documents - totals["documents_not_sent"] - totals["pairs_reused"]
     constant = totals["requests"] * price.per_request + sent * price.per_document
     units = totals["tokens"] + constant if by_token else totals["searches"]
     seconds, limited_by = _time(config.rate, totals["requests"], totals["tokens"])

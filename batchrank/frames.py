@@ -37,6 +37,8 @@ def rerank(
     corpus: Any = None,
     out: str | Path | None = None,
     state_dir: str | Path | None = None,
+    reuse: str | Path | None = None,
+    reuse_rows_only: bool = False,
     limit_rows: int = 0,
     max_cost_usd: float | None = None,
     progress: bool = True,
@@ -45,9 +47,10 @@ def rerank(
     """Score a frame (polars, pyarrow, pandas), or files by their path, and return the output.
 
     `settings` are keys of the configuration by their names: provider="dashscope", top_n=10.
-    `queries` and `corpus` go beside a run of ids. Rows that failed are in the output, with their
-    reason in `error`. With `out` the scores are kept there too, and the same call goes on where an
-    earlier one stopped; without it they are gone when the call fails. Raises `BatchrankError`.
+    `queries` and `corpus` go beside a run of ids; `reuse` is an earlier output. Rows that failed
+    are in the output, with their reason in `error`. With `out` the scores are kept there too, and
+    the same call goes on where an earlier one stopped; without it they are gone when the call
+    fails. Raises `BatchrankError`.
     """
     with TemporaryDirectory(prefix="batchrank-") as scratch:
         folder = place(str(out)) if out is not None else Path(scratch) / "out"
@@ -57,6 +60,8 @@ def rerank(
             corpus=None if corpus is None else _path(corpus, Path(scratch), "corpus"),
             out=folder,
             state_dir=None if state_dir is None else Path(state_dir),
+            reuse=None if reuse is None else place(str(reuse)),
+            reuse_rows_only=reuse_rows_only,
             limit_rows=limit_rows,
             max_cost_usd=max_cost_usd,
             max_failed_rows=1 << 62,
@@ -75,6 +80,8 @@ def run(
     queries: str | Path | None = None,
     corpus: str | Path | None = None,
     state_dir: str | Path | None = None,
+    reuse: str | Path | None = None,
+    reuse_rows_only: bool = False,
     restart: bool = False,
     retry_failed: bool = False,
     limit_rows: int = 0,
@@ -99,6 +106,8 @@ def run(
         corpus=None if corpus is None else str(corpus),
         out=place(str(out)),
         state_dir=None if state_dir is None else Path(state_dir),
+        reuse=None if reuse is None else place(str(reuse)),
+        reuse_rows_only=reuse_rows_only,
         restart=restart,
         retry_failed=retry_failed,
         limit_rows=limit_rows,

@@ -19,6 +19,7 @@ from contextlib import (
     nullcontext,
     suppress,
 )
+from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from math import ceil, inf
@@ -41,6 +42,7 @@ from batchrank.dispatch import DRAIN_SECONDS, Halt, Sender, dispatch
 from batchrank.ending import finished_by, too_many_failed
 from batchrank.errors import (
     BatchrankError,
+    ConfigInvalid,
     DeadlineReached,
     ExitCode,
     RowsFailed,
@@ -50,10 +52,12 @@ from batchrank.errors import (
 from batchrank.feed import Feed
 from batchrank.figures import TICK_SECONDS, Figures
 from batchrank.link import Link, encode
-from batchrank.places import Place
+from batchrank.pairs import SideFiles
+from batchrank.places import Place, is_same
 from batchrank.planning import Planner
 from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import Left, Progress, Receipt, total, write_live
+from batchrank.reuse import Previous, Reuse, opened
 from batchrank.schema import Columns
 from batchrank.series import Series
 from batchrank.server.child import local_server
@@ -85,6 +89,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     corpus: str | None = None
     out: Place
     state_dir: Path | None = None
+    reuse: Place | None = None
+    reuse_rows_only: bool = False
     restart: bool = False
     limit_rows: int = 0
     max_cost_usd: float | None = None
@@ -149,7 +155,9 @@ def run(
     source = open_inputs(inputs, columns_of(config, request.priority_column))
     if request.restart or not state.exists():
         _ = source.total_rows  # bad input is refused before there is an output of it, or none left
-    fingerprint = Fingerprint(list(source.files), request.limit_rows, config.deciding())
+    previous = _previous(config, request)
+    deciding = {**config.deciding(), "--reuse": None if previous is None else previous.identity}
+    fingerprint = Fingerprint(list(source.files), request.limit_rows, deciding)
     if shard is not None:
         rows = min(source.total_rows, request.limit_rows or source.total_rows)
         fingerprint = replace(fingerprint, shards=shard.of, rows=rows)
@@ -160,7 +168,7 @@ def run(
         if claim.finished and not request.retry_failed:
             return finished_receipt(claim.folder)
         rows = min(source.total_rows, request.limit_rows or source.total_rows)
-        session = _Run(config, request, source, rows, claim, watch, connect, in_loop)
+        session = _Run(config, request, source, rows, claim, previous, watch, connect, in_loop)
         receipt = session.to_the_end(key, signals)
     return receipt if shard is None else finished_by(receipt, request.out, request.max_failed_rows)
 
@@ -171,6 +179,15 @@ def _claimed(
     if shard is None:
         return claimed(request.out, state, fingerprint, restart=request.restart)
     return claimed_shard(request.out, shard, state, fingerprint, restart=request.restart)
+
+
+def _previous(config: JobConfig, request: Request) -> Previous | None:
+    """The earlier output whose scores are to be taken."""
+    if request.reuse is None:
+        return None
+    if is_same(request.reuse, request.out):
+        raise ConfigInvalid(f"{request.out}: is to be reused and written; --reuse names another.")
+    return opened(request.reuse, config, rows_only=request.reuse_rows_only)
 
 
 def finished_receipt(out: Place) -> Receipt:
@@ -188,6 +205,7 @@ class _Run:
         source: Source,
         rows: int,
         claim: Claim,
+        previous: Previous | None,
         watch: Callable[[Progress], None],
         connect: Connect,
         in_loop: InLoop,
@@ -212,7 +230,13 @@ class _Run:
             parts=part_count,
             top_n=config.output.top_n,
             compression=config.output.compression,
+            reusing=previous is not None,
         )
+        self._side_files = SideFiles(claim.folder, claim.beside)
+        if config.output.reusable:
+            self._side_files.begin(config.scoring(), datetime.now(UTC).date())
+        wanted = config.output.reusable or previous is not None
+        self._known = Reuse(config, previous) if wanted else None
         self._checkpoint = Checkpoint(claim.database)
         own_rows = rows_in(self._parts, rows, self._rows_per_part)
         self._own_rows = own_rows
@@ -325,7 +349,16 @@ class _Run:
         if failed:
             reopen(self._claim)
         self._superseded = {part: self._published.pop(part) for part in failed}
-        return {part: self._sink.rows(part, part * self._rows_per_part) for part in failed}
+        return {part: self._rows_of(part) for part in failed}
+
+    def _rows_of(self, part: int) -> list[RowScores]:
+        """The rows of a published part, with what `top_n` cut off where that is kept."""
+        rows = self._sink.rows(part, part * self._rows_per_part)
+        kept = self._side_files.scores(self._sink.name(part)) or [None] * len(rows)
+        return [
+            row if scores is None else msgspec.structs.replace(row, relevance_scores=scores)
+            for row, scores in zip(rows, kept, strict=True)
+        ]
 
     def _score(self, key: str | None) -> None:
         """Send what is missing. Raises what ended it early, once all that came is on disk."""
@@ -414,7 +447,7 @@ class _Run:
             parts = [part for _, part in run]  # one after another
             ranges.append((parts[0] * size, min((parts[-1] + 1) * size, self._rows)))
         planner = planner_of(self._config, exact=exact)
-        return Feed(self._source, planner, ranges, size)
+        return Feed(self._source, planner, ranges, size, self._known)
 
     def _budget(self) -> Budget:
         """What may be spent. An earlier session that was killed is taken to have used its lease."""
@@ -481,6 +514,7 @@ class _Run:
             self._finish(self._assembly.begin(row))
             return row.plans
         before = widened(reopened[row.index % self._rows_per_part], row.candidates)
+        before = msgspec.structs.replace(before, pairs=row.pairs)
         if not before.failed_requests:
             self._finish(self._assembly.place(before))
             return ()
@@ -521,9 +555,7 @@ class _Run:
         while (part := await self._finished.get()) is not None:
             try:
                 await self._answers_are_durable()
-                record = await asyncio.to_thread(
-                    self._sink.publish, part.index, part.finished(), part.kept
-                )
+                record = await asyncio.to_thread(self._write, part)
             except BatchrankError as error:
                 self._halt.set(error)
                 continue
@@ -531,6 +563,13 @@ class _Run:
             _log.info("%s published: %d rows", record.name, record.counts.rows)
             self._checkpoint.forget(part.index, msgspec.json.encode(record))
             self._part_left.set()
+
+    def _write(self, part: Part) -> PartRecord:
+        """The side file comes first: there is no part then that a later run cannot reuse."""
+        rows = part.finished()
+        if self._config.output.reusable:
+            self._side_files.publish(self._sink.name(part.index), rows)
+        return self._sink.publish(part.index, rows, part.kept)
 
     async def _answers_are_durable(self) -> None:
         """A part must not appear before its answers count: were the run killed in between, the

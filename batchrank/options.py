@@ -106,6 +106,33 @@ SHARD = click.option(
 )
 
 
+_REUSE = (
+    click.option(
+        "--reuse",
+        metavar="PREVIOUS_OUT",
+        help="Take from an earlier output the scores of pairs that have not changed.",
+    ),
+    click.option(
+        "--reuse-rows-only",
+        is_flag=True,
+        help="With --reuse: only of rows whose query and candidates are all the same.",
+    ),
+)
+
+
+def reusing(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that name an earlier output."""
+    for option in reversed(_REUSE):
+        command = option(command)
+    return command
+
+
+def check_reuse(reuse: str | None, rows_only: bool) -> None:
+    """Raises `UsageError` where the one is given without the other."""
+    if rows_only and reuse is None:
+        raise click.UsageError("--reuse-rows-only needs --reuse PREVIOUS_OUT.")
+
+
 def _metavar(kind: object) -> str:
     return "TEXT" if kind is click.STRING else "N"
 

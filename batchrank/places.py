@@ -172,6 +172,13 @@ def _store(scheme: str, authority: str, query: str) -> _Store:
         raise ConfigInvalid(f"{shown}: no address of a bucket: {plain(error)}") from error
 
 
+def is_same(one: Place, other: Place) -> bool:
+    """Whether two places are one folder, whatever they are called."""
+    if isinstance(one, Path) and isinstance(other, Path):
+        return one.resolve() == other.resolve()
+    return str(one) == str(other)
+
+
 def opened(file: Place) -> pa.NativeFile:
     """A file, to be read at any place in it. Raises OSError."""
     return file.open_input() if isinstance(file, Remote) else pa.OSFile(str(file))

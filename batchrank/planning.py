@@ -2,13 +2,15 @@
 
 Pure: same rows and limits, same plans, same ids, on any machine and any day. A row that fits is
 one request; one that does not becomes the fewest that hold it, balanced, its documents in
-candidate order within each. Identical texts of a request are sent once, blank ones never.
+candidate order within each. Identical texts of a request are sent once, blank ones and those whose
+score is known never.
 This file does not know that plans are sent, nor that sending can fail.
 """
 
 import heapq
+from array import array
 from collections.abc import Callable, Sequence
-from math import ceil
+from math import ceil, isnan
 from typing import cast
 
 import msgspec
@@ -81,12 +83,25 @@ class Planner:
             return _nothing(row, "the query is null or blank")
         if not row.texts:
             return _nothing(row, "the row has no candidates")
-        load, blank = _distinct(row.texts, merge=not self._whole)
-        if not load.texts:
+        load, blank = _distinct(row.texts, row.known, merge=not self._whole)
+        if not load.texts and row.known is None:
             return _nothing(row, "every candidate is empty or blank")
 
         query = _Load([row.query], bounds([row.query]), None)
         truncated = self._cap(query) + self._cap(load)
+        if row.known is not None:
+            truncated += self._cap(_known(row.texts, row.known))
+            if not load.texts:
+                return PlannedRow(
+                    index=row.index,
+                    candidates=len(row.texts),
+                    plans=(),
+                    truncated=truncated,
+                    note=_note(blank, ()),
+                    fewest=0,
+                    known=row.known,
+                    pairs=row.pairs,
+                )
         query_tokens, share = self._count_if_needed(row, query, load)
         packs, oversized = self._pack(row.query, query_tokens, load)
         if self._whole and (oversized or len(packs) > 1):
@@ -101,6 +116,8 @@ class Planner:
             truncated=truncated,
             note=_note(blank, oversized),
             fewest=self._lower_bound(load.weight(query_tokens), len(load)),
+            known=row.known,
+            pairs=row.pairs,
         )
 
     def _cap(self, load: _Load) -> int:
@@ -108,7 +125,7 @@ class Planner:
         the bytes leave open; the number of candidates that are cut.
         """
         cap = self._limits.max_tokens_per_document
-        if max(load.tokens) <= cap:
+        if max(load.tokens, default=0) <= cap:
             return 0
         over = [place for place, tokens in enumerate(load.tokens) if tokens > cap]
         cut = 0
@@ -262,11 +279,13 @@ def _deal(places: Sequence[int], shares: Sequence[float], requests: int) -> list
     return [sorted(pile) for pile in sorted(piles, key=min)]
 
 
-def _distinct(texts: Sequence[str | None], *, merge: bool) -> tuple[_Load, list[int]]:
+def _distinct(
+    texts: Sequence[str | None], known: "array[float] | None", *, merge: bool
+) -> tuple[_Load, list[int]]:
     """The texts worth sending, in order of first sight and each once if `merge`, and the blank
     positions.
     """
-    if len(set(texts)) == len(texts) and all(texts):
+    if known is None and len(set(texts)) == len(texts) and all(texts):
         whole = cast(Sequence[str], texts)
         if not any(map(str.isspace, whole)):  # nearly every row: a tenth of the cost
             return _Load(whole, bounds(whole), None), []
@@ -275,10 +294,16 @@ def _distinct(texts: Sequence[str | None], *, merge: bool) -> tuple[_Load, list[
     for position, text in enumerate(texts):
         if text is None or not text or text.isspace():
             blank.append(position)
-        else:
+        elif known is None or isnan(known[position]):
             homes.setdefault(text if merge else position, []).append(position)
     worth = [cast(str, texts[positions[0]]) for positions in homes.values()]
     return _Load(worth, bounds(worth), list(homes.values())), blank
+
+
+def _known(texts: Sequence[str | None], known: "array[float]") -> _Load:
+    """The texts whose score is known: that was given to them as cut as they would be today."""
+    there = [text for text, score in zip(texts, known, strict=True) if text and not isnan(score)]
+    return _Load(there, bounds(there), None)
 
 
 def _request(
@@ -314,7 +339,7 @@ def _json_bytes(text: str) -> int:
 
 
 def _nothing(row: Row, why: str, *, failed: bool = False) -> PlannedRow:
-    return PlannedRow(row.index, len(row.texts), (), 0, why, 0, failed)
+    return PlannedRow(row.index, len(row.texts), (), 0, why, 0, failed, pairs=row.pairs)
 
 
 def _note(blank: Sequence[int], oversized: Sequence[int]) -> str | None:

@@ -13,15 +13,31 @@ from collections.abc import Sequence
 import msgspec
 
 
+class Pairs(msgspec.Struct, frozen=True, gc=False):
+    """What a later run knows a row's pairs by: the query's digest, and one for each text under that
+    query (0: blank). `since` is the day (from 1970-01-01) that the score of a pair that an earlier
+    run knew was first given, 0 for the others; `together`: these come from one answer, to just
+    these texts.
+    """
+
+    query: bytes
+    texts: "array[int]"
+    since: "array[int] | None" = None
+    together: bool = False
+
+
 class Row(msgspec.Struct, frozen=True, gc=False):
     """One input row: its place in the whole input (from 0), its query, its candidates' texts.
 
     Ids and kept columns stay in Arrow (see `source.Chunk`): no step before the sink needs them.
+    `known`: a score for each candidate that an earlier run has given, NaN for the others.
     """
 
     index: int
     query: str | None
     texts: Sequence[str | None]
+    known: "array[float] | None" = None
+    pairs: Pairs | None = None
 
 
 class Slot(msgspec.Struct, frozen=True, gc=False):
@@ -57,7 +73,7 @@ class PlannedRow(msgspec.Struct, frozen=True, gc=False):
 
     `truncated` counts texts over the limit per document, the query included. `note` says in words
     what will not be sent and why. `fewest` is the lower bound on the number of its requests.
-    `failed`: it has something to score, and cannot be sent.
+    `failed`: it has something to score, and cannot be sent. `known` are scores that it has already.
     """
 
     index: int
@@ -67,6 +83,8 @@ class PlannedRow(msgspec.Struct, frozen=True, gc=False):
     note: str | None
     fewest: int
     failed: bool = False
+    known: "array[float] | None" = None
+    pairs: Pairs | None = None
 
 
 class Spent(msgspec.Struct, frozen=True, gc=False):
@@ -138,6 +156,7 @@ class RowScores(msgspec.Struct, frozen=True, gc=False):
     requests: int
     truncated: int
     failed_requests: int
+    pairs: Pairs | None = None
 
 
 PLAN_BITS = 20

@@ -73,7 +73,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What a run did, and what it cost. Tokens are those of answered requests; `possibly_paid`
     counts requests whose outcome is unknown. Times are of the last session, of the whole of
     several `shards` those of the longest. `rows_kept` are answered, and wait for the others of
-    their parts.
+    their parts. `rows_reused` are the rows for which nothing was sent, an earlier run having
+    scored them.
     """
 
     status: str
@@ -108,6 +109,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     left: Left | None = None
     shard: str | UnsetType = UNSET
     shards: list[Share] | UnsetType = UNSET
+    pairs_reused: int = 0
+    rows_reused: int = 0
 
 
 LIVE = "live.json"
@@ -162,6 +165,7 @@ def summary(receipt: Receipt, out: str) -> str:
     lines = [
         ("rows", f"{receipt.rows:,}: {', '.join(rows)}"),
         ("requests", f"{receipt.requests:,}{resent}{unknown}"),
+        *reused_line(receipt.pairs_reused, receipt.rows_reused),
         ("tokens", f"{receipt.tokens_billed:,} billed, {receipt.tokens_estimated:,} estimated"),
         ("cost", money(receipt.cost_usd, receipt.cost_is_real)),
         ("time", f"{clock(receipt.seconds)}, {rate:,.1f} requests/s"),
@@ -182,6 +186,11 @@ def left_words(left: Left) -> str:
     if left.seconds is not None:
         about.append(f"{clock(left.seconds)} at this pace")
     return f"{left.rows:,} rows" + (f", about {', '.join(about)}" if about else "")
+
+
+def reused_line(pairs: int, rows: int) -> list[tuple[str, str]]:
+    """What an earlier run had scored, in words; no line where there was none."""
+    return [("reused", f"{pairs:,} pairs; {rows:,} rows sent nothing")] if pairs else []
 
 
 def money(cost_usd: float, real: bool) -> str:

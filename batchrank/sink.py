@@ -9,15 +9,18 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
 from math import nan
 from pathlib import Path
 from sys import maxsize
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from batchrank.errors import OutputUnusable, StorageFailed
 from batchrank.places import Place, Remote, opened
@@ -32,6 +35,7 @@ RESULT = pa.struct(
     ]
 )
 SUCCESS = "_SUCCESS"
+REUSED = "reused_from"
 
 
 STATUSES = ("scored", "partial", "failed", "skipped")
@@ -39,9 +43,10 @@ _METADATA = b"batchrank"
 _BLOCK_RESULTS = 1 << 17
 
 
-class PartCounts(msgspec.Struct, frozen=True, kw_only=True):
+class PartCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A part's rows by status, kept in its own footer. `failed_offsets` are the rows (from the
-    part's first) that lack scores because a request of theirs was given up.
+    part's first) that lack scores because a request of theirs was given up; `rows_reused` those
+    for which nothing was sent, an earlier run having scored them.
     """
 
     rows: int
@@ -53,6 +58,8 @@ class PartCounts(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     truncated: int
     results: int
+    pairs_reused: int = 0
+    rows_reused: int = 0
 
 
 class PartRecord(msgspec.Struct, frozen=True):
@@ -64,16 +71,26 @@ class PartRecord(msgspec.Struct, frozen=True):
 
 
 class Sink:
-    """Writes the parts of one output folder; `beside` is the folder for files not yet whole."""
+    """Writes the parts of one output folder; `beside` is the folder for files not yet whole.
+    `reusing`: they say which scores an earlier run has given.
+    """
 
     def __init__(
-        self, folder: Place, beside: Path, *, parts: int, top_n: int, compression: str
+        self,
+        folder: Place,
+        beside: Path,
+        *,
+        parts: int,
+        top_n: int,
+        compression: str,
+        reusing: bool = False,
     ) -> None:
         self._folder = folder
         self._beside = beside
         self._parts = parts
         self._top_n = top_n
         self._compression = compression
+        self._reusing = reusing
 
     def name(self, part: int) -> str:
         """The file name of a part."""
@@ -132,13 +149,16 @@ class Sink:
     def _block(self, rows: Sequence[RowScores], kept: pa.Table) -> pa.Table:
         doc_ids = kept.column(kept.num_columns - 1)
         table = kept.drop_columns(kept.schema.names[-1])
+        results, order = _results(rows, doc_ids, self._top_n)
         columns = {
-            "results": _results(rows, doc_ids, self._top_n),
+            "results": results,
             "status": pa.array([row.status for row in rows], pa.string()),
             "error": pa.array([row.error for row in rows], pa.string()),
             "requests": pa.array([row.requests for row in rows], pa.int32()),
             "truncated": pa.array([row.truncated for row in rows], pa.int32()),
         }
+        if self._reusing:
+            columns[REUSED] = _since(rows, order, results.offsets)
         for name, column in columns.items():
             table = table.append_column(name, column)
         return table.replace_schema_metadata(None)
@@ -184,7 +204,17 @@ def _counted(rows: Sequence[RowScores], top_n: int) -> PartCounts:
         requests=sum(row.requests for row in rows),
         truncated=sum(row.truncated for row in rows),
         results=sum(min(len(row.relevance_scores), top_n or maxsize) for row in rows),
+        pairs_reused=sum(map(_reused, rows)),
+        rows_reused=sum(
+            not row.requests and not row.failed_requests and _reused(row) > 0 for row in rows
+        ),
     )
+
+
+def _reused(row: RowScores) -> int:
+    """How many of a row's scores an earlier run has given."""
+    since = None if row.pairs is None else row.pairs.since
+    return 0 if since is None else len(since) - since.count(0)
 
 
 def _by_index(results: Sequence[Mapping[str, Any]]) -> "array[float]":
@@ -196,8 +226,12 @@ def _by_index(results: Sequence[Mapping[str, Any]]) -> "array[float]":
     return scores
 
 
-def _results(rows: Sequence[RowScores], doc_ids: pa.ChunkedArray, top_n: int) -> pa.ListArray:
-    """Each row's candidates, best first: ties by index, those without a score last."""
+def _results(
+    rows: Sequence[RowScores], doc_ids: pa.ChunkedArray, top_n: int
+) -> tuple[pa.ListArray, NDArray[np.int64]]:
+    """Each row's candidates, best first: ties by index, those without a score last; and where among
+    all candidates of these rows each of them stood.
+    """
     lengths = np.fromiter((len(row.relevance_scores) for row in rows), np.int64, len(rows))
     # One copy of each row's memory: 20 times as fast as number by number.
     scores = np.frombuffer(b"".join(row.relevance_scores for row in rows))
@@ -223,7 +257,22 @@ def _results(rows: Sequence[RowScores], doc_ids: pa.ChunkedArray, top_n: int) ->
         ],
         fields=list(RESULT),
     )
-    return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), structs)
+    return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), structs), order
+
+
+def _since(
+    rows: Sequence[RowScores], order: NDArray[np.int64], offsets: pa.Int32Array
+) -> pa.ListArray:
+    """For each result, the day that an earlier run's score was first given; null for a new one."""
+    days = np.zeros(sum(len(row.relevance_scores) for row in rows), np.int32)
+    start = 0
+    for row in rows:
+        if row.pairs is not None and row.pairs.since is not None:
+            days[start : start + len(row.pairs.since)] = row.pairs.since
+        start += len(row.relevance_scores)
+    chosen = days[order]
+    dates = pa.array(chosen, pa.int32(), mask=chosen == 0).cast(pa.date32())
+    return pa.ListArray.from_arrays(offsets, dates)
 
 
 def write_whole(path: Place, content: bytes | pa.Buffer, beside: Path) -> None:
@@ -231,10 +280,22 @@ def write_whole(path: Place, content: bytes | pa.Buffer, beside: Path) -> None:
     if isinstance(path, Remote):
         path.write_bytes(content)
         return
+    with whole(path, beside) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole(path: Place, beside: Path) -> Iterator[BinaryIO]:
+    """A file to write that is at `path`, all of it, after the block. Raises `StorageFailed`."""
+    if isinstance(path, Remote):
+        stream = BytesIO()
+        yield stream
+        path.write_bytes(stream.getvalue())
+        return
     draft = beside / (path.name + ".part")
     try:
         with draft.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         draft.rename(path)

@@ -5,7 +5,8 @@
 Reads ROWS/YYYY-MM-DD/*.parquet and writes SCORES/YYYY-MM-DD/. Silent when all is well, so cron
 mails only failures. Safe to start twice: the second ends at once with 75 while the first is at
 work, and sends nothing when it is done. A night that was cut short is finished by the next start
-with the same date. Readers wait for SCORES/YYYY-MM-DD/_SUCCESS.
+with the same date. Readers wait for SCORES/YYYY-MM-DD/_SUCCESS. With --reuse only the pairs are
+sent that the latest finished night before has not scored.
 """
 
 from datetime import date
@@ -27,6 +28,7 @@ from batchrank.job import Request, run
 @click.option("--max-cost", type=float, help="Stop (4) before the bill could pass so many dollars.")
 @click.option("--finish-by", metavar="HH:MM", help="Stop (4) so as to be gone by this time.")
 @click.option("--priority-column", help="Send the rows first that are highest in this column.")
+@click.option("--reuse", is_flag=True, help="Send only what the night before has not scored.")
 def nightly_reindex(
     rows: Path,
     scores: Path,
@@ -35,6 +37,7 @@ def nightly_reindex(
     max_cost: float | None,
     finish_by: str | None,
     priority_column: str | None,
+    reuse: bool,
 ) -> None:
     """Score ROWS/DATE into SCORES/DATE."""
     try:
@@ -54,6 +57,7 @@ def nightly_reindex(
             max_cost_usd=max_cost,
             finish_by=until,
             priority_column=priority_column,
+            reuse=night_before(scores, day) if reuse else None,
         )
         receipt = run(load(config, {}), request, lambda progress: None)
     except BatchrankError as error:
@@ -62,6 +66,12 @@ def nightly_reindex(
     if receipt.exit_code:
         click.echo(f"nightly_reindex {day}: {receipt.message}", err=True)
     raise SystemExit(receipt.exit_code)
+
+
+def night_before(scores: Path, day: str) -> Path | None:
+    """The latest finished night before this one; None for the first."""
+    finished = (night.parent for night in scores.glob("????-??-??/_SUCCESS"))
+    return max((night for night in finished if night.name < day), default=None)
 
 
 if __name__ == "__main__":

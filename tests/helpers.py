@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,6 +24,7 @@ from batchrank import job
 from batchrank.cli import cli
 from batchrank.config import load
 from batchrank.errors import BatchrankError
+from batchrank.pairs import SideFiles
 from batchrank.report import Receipt
 from batchrank.server.hash_scorer import HashScorer
 from batchrank.server.ledger import content_digest
@@ -190,11 +192,26 @@ def settings(base_url: str, **sections: dict[str, Any]) -> Any:
 
 
 def score(
-    server: Server, inputs: object, out: Path, *, limit_rows: int = 0, **sections: dict[str, Any]
+    server: Server,
+    inputs: object,
+    out: Path,
+    *,
+    limit_rows: int = 0,
+    reuse: Path | None = None,
+    reuse_rows_only: bool = False,
+    retry_failed: bool = False,
+    **sections: dict[str, Any],
 ) -> Receipt:
     """A run in this process."""
     paths = inputs if isinstance(inputs, list) else [inputs]
-    request = job.Request(inputs=[str(path) for path in paths], out=out, limit_rows=limit_rows)
+    request = job.Request(
+        inputs=[str(path) for path in paths],
+        out=out,
+        limit_rows=limit_rows,
+        reuse=reuse,
+        reuse_rows_only=reuse_rows_only,
+        retry_failed=retry_failed,
+    )
     return job.run(settings(server.base_url, **sections), request, lambda progress: None)
 
 
@@ -216,6 +233,40 @@ def table(rows: int, documents: int = 3, *, tag: str = "t", seed: int = 7) -> pa
             "candidates": pa.array(candidates, CANDIDATES),
         }
     )
+
+
+def rows_of(*rows: tuple[str | None, Sequence[str | None]]) -> pa.Table:
+    """Rows of a query and its texts."""
+    return pa.concat_tables(one_row(query, texts) for query, texts in rows)
+
+
+def dated(out: Path, day: date) -> None:
+    """Have an output say that it was begun on another day."""
+    (out / "_pairs" / "run.json").unlink()
+    SideFiles(out, out / "_batchrank").begin(load(None, {}).scoring(), day)
+
+
+def scores_of(out: Path) -> list[dict[int, float]]:
+    """Of each row, the scores by the candidates' places."""
+    return [
+        {one["index"]: one["relevance_score"] for one in row}
+        for row in output(out)["results"].to_pylist()
+    ]
+
+
+def reused(out: Path) -> list[list[date | None]]:
+    """Of each row, since when the score of each candidate is known, in the order of the input."""
+    return [
+        [
+            day
+            for _, day in sorted(zip(map(_index, row["results"]), row["reused_from"], strict=True))
+        ]
+        for row in output(out).to_pylist()
+    ]
+
+
+def _index(result: dict[str, Any]) -> int:
+    return int(result["index"])
 
 
 def one_row(query: str | None, texts: Sequence[str | None] | None) -> pa.Table:

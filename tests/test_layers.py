@@ -24,7 +24,8 @@ CLOCKS_AND_IO = {
 DOORS = {
     "aiohttp": {"transport", "server.api", "server.app", "server.breakage"},
     "aiolimiter": {"throttle"},
-    "pyarrow": {"places", "schema", "source", "sink", "inspection", "output", "export", "findings"}
+    "pyarrow": {"places", "schema", "source", "sink", "pairs", "inspection", "output"}
+    | {"export", "findings"}
     | SHAPES,
     "polars": {"evaluation", "qrels", "export", "shapes.hashes", "frames"},
     "scipy": {"evaluation"},
@@ -33,7 +34,7 @@ DOORS = {
     "click": {"cli", "options", "serve"},
     "rich": {"progress"},
     "gigatoken": {"tokens", "server.weighing"},
-    "xxhash": {"planning", "checkpoint"},
+    "xxhash": {"planning", "checkpoint", "pairs", "reuse"},
     "pytrec_eval": {"evaluation"},
     "tomllib": {"config"},
 }

@@ -151,6 +151,28 @@ def test_a_bucket_gives_and_takes_what_a_folder_does(
         assert (again.returncode, server.received) == (0, before)
 
 
+def test_an_earlier_output_in_a_bucket_is_reused(
+    store: Store, bucket: str, server: Server, tmp_path: Path, parts: list[object]
+) -> None:
+    source = stored(store, f"{bucket}/in.parquet", table(25, tag="nights"))
+    first, second = f"{bucket}/night1", f"{bucket}/night2"
+    done = inside(*fast(server, first, source), *parts, "--state-dir", tmp_path / "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    before = server.received
+    reuse = ["--reuse", first, "--state-dir"]
+    done = inside(*fast(server, second, source), *parts, *reuse, tmp_path / "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = inside(*fast(server, tmp_path / "night3", source), *parts, "--reuse", second)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert server.received == before
+    assert remote_parts(second) == part_bytes(tmp_path / "night3")
+    assert inside(*fast(server, first, source), *reuse, tmp_path / "1").returncode == 78
+    begun = place(f"{first}/_pairs/run.json").read_bytes()
+    again = [*fast(server, first, source), *parts, "--state-dir", tmp_path / "1", "--restart"]
+    assert inside(*again).returncode == 0
+    assert place(f"{first}/_pairs/run.json").read_bytes() == begun
+
+
 def test_plan_reads_from_a_bucket(store: Store, bucket: str) -> None:
     stored(store, f"{bucket}/in.parquet", table(12, tag="plan"))
     done = inside("plan", f"{bucket}/in.parquet", "--summary", "json")

@@ -37,7 +37,7 @@ class Nameless:
 
     def __init__(self) -> None:
         try:
-            with tempfile.TemporaryFile(dir=_folder()) as file:
+            with tempfile.TemporaryFile(dir=spill_folder()) as file:
                 self._descriptor = os.dup(file.fileno())
         except OSError as error:
             raise _full(error) from error
@@ -121,11 +121,12 @@ class Spill:
 
 def _full(error: OSError) -> StorageFailed:
     return StorageFailed(
-        f"{_folder()}: cannot be written: {error.strerror}. What has to wait for the rest of the "
-        "input waits there; the variable TMPDIR names another folder."
+        f"{spill_folder()}: cannot be written: {error.strerror}. What has to wait for the rest of "
+        "the input waits there; the variable TMPDIR names another folder."
     )
 
 
-def _folder() -> Path:
+def spill_folder() -> Path:
+    """Where files lie that are gone with the process."""
     chosen, disk = Path(tempfile.gettempdir()), Path("/var/tmp")
     return disk if chosen == Path("/tmp") and disk.is_dir() else chosen
