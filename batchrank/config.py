@@ -220,6 +220,16 @@ def key_in(variable: str) -> str:
     return key
 
 
+def coordinator_url() -> str | None:
+    """Where the coordinator is, for whom no option says so."""
+    return os.environ.get("BATCHRANK_COORDINATOR", "").strip() or None
+
+
+def coordinator_key() -> str | None:
+    """The secret that the coordinator and its workers share, if there is one."""
+    return os.environ.get("BATCHRANK_COORDINATOR_KEY", "").strip() or None
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))

@@ -10,7 +10,18 @@ from helpers import program
 from batchrank import __version__
 from batchrank.cli import cli
 
-COMMANDS = ["run", "plan", "status", "verify", "evaluate", "report", "export", "serve", "providers"]
+COMMANDS = [
+    "run",
+    "plan",
+    "status",
+    "verify",
+    "evaluate",
+    "report",
+    "export",
+    "serve",
+    "coordinate",
+    "providers",
+]
 SHARED = [
     "--config",
     "--provider",
@@ -38,6 +49,7 @@ OPTIONS = {
     "export": ["--format", "--output"],
     "providers": ["--json"],
     "serve": ["--port", "--api-key-env"],
+    "coordinate": ["--workers", "--requests-per-minute", "--tokens-per-minute", "--host", "--port"],
 }
 
 
