@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchrank import __version__
+from batchrank.coordinate import coordinate
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed
 from batchrank.logs import log, log_to_stderr
 from batchrank.options import SHARD, STATE_DIR, check_reuse, configured, load_options, reusing
@@ -82,6 +83,11 @@ def cli() -> None:
 )
 @SHARD
 @click.option(
+    "--coordinator",
+    metavar="URL",
+    help="Share the account's limit with others: see `batchrank coordinate`.",
+)
+@click.option(
     "--metrics-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -100,6 +106,7 @@ def run(
     restart: bool,
     retry_failed: bool,
     shard: "Shard | None",
+    coordinator: str | None,
     summary: str,
     limit: int | None,
     queries: str | None,
@@ -124,6 +131,7 @@ def run(
     until = None if finish_by is None else _deadline(finish_by)
     with measured(metrics_file, out, shard) as metrics:
         config = load_options(options)
+        from batchrank.config import coordinator_url
         from batchrank.job import Request
         from batchrank.job import run as run_job
         from batchrank.source import spare_memory
@@ -145,6 +153,7 @@ def run(
             shard=shard,
             finish_by=until,
             priority_column=priority_column,
+            coordinator=coordinator or coordinator_url(),
         )
         with bar() as draw:
 
@@ -382,6 +391,7 @@ def providers(as_json: bool) -> None:
 
 
 cli.add_command(serve)
+cli.add_command(coordinate)
 
 
 def _deadline(text: str) -> "Deadline":
