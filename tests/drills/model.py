@@ -17,7 +17,7 @@ from drills.pace import told
 
 MUTANTS: dict[str, tuple[Patch, str]] = {
     "an answer is taken for any texts": (
-        Patch("job.py", "    if answer.digest != plan.digest:\n", "    if not answer.digest:\n"),
+        Patch("ahead.py", "answer.digest != plan.digest:\n", "not answer.digest:\n"),
         "with other texts under an answer of theirs",
     ),
     "answers are dropped before their part is published": (
@@ -36,7 +36,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
             "                _insert(database, item)\n",
             "                if item.part != 1:\n                    _insert(database, item)\n",
         ),
-        "answered and not kept",
+        "answered ",  # and not kept; or, by priority, more often than needed
     ),
     "what killed sessions may have spent is forgotten": (
         Patch("checkpoint.py", '"leased", _most(spent) + self._untold)', '"leased", 0)'),
