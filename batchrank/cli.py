@@ -154,7 +154,9 @@ def plan(
     config = load_options(options)
     from batchrank.forecast import forecast, words
     from batchrank.shapes import Inputs
+    from batchrank.source import spare_memory
 
+    spare_memory()
     read = Inputs(inputs, queries, corpus)
     figures = forecast(config, read, limit_rows=limit or 0, sample=sample or 0)
     _show(figures, words, as_json=summary == "json")
