@@ -302,6 +302,7 @@ class _Run:
             ticking = group.create_task(self._tick(series))
             await dispatch(
                 self._plans(),
+                board=sender.board,
                 settle=sender.settle,
                 record=self._record,
                 max_in_flight=in_flight,
