@@ -156,12 +156,11 @@ class Planner:
         if load.known:
             places = [place for place in places if place not in load.known]
         if places:
-            for place, tokens in zip(
-                places, self._counts([load.texts[place] for place in places]), strict=True
-            ):
-                self._seen_bound += load.tokens[place]
-                load.tokens[place] = min(tokens, load.tokens[place])
-                self._seen_tokens += load.tokens[place]
+            found = self._counts([load.texts[place] for place in places])
+            self._seen_bound += sum(load.tokens[place] for place in places)
+            self._seen_tokens += sum(found)
+            for place, tokens in zip(places, found, strict=True):
+                load.tokens[place] = tokens
             self._tokens_per_bound = self._seen_tokens / self._seen_bound
         load.counted = stop
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from gigatoken import Tokenizer
@@ -41,7 +41,7 @@ def bounds(texts: Sequence[str]) -> list[int]:
     """The bound of each text."""
     if all(map(str.isascii, texts)):
         return list(map(len, texts))
-    return list(map(bound, texts))
+    return [len(text) if text.isascii() else bound(text) for text in texts]
 
 
 _WORD = re.compile("[A-Za-z]+")
@@ -81,9 +81,12 @@ def counts(texts: Sequence[str]) -> list[int]:
             _remembered.clear()
         missing = [place for place, known in enumerate(found) if known is None]
         fresh = _encoded([_normal(texts[place]) for place in missing])
+        _remembered.update(zip([keys[place] for place in missing], fresh, strict=True))
+        if len(fresh) == len(found):
+            return fresh
         for place, tokens in zip(missing, fresh, strict=True):
-            found[place] = _remembered[keys[place]] = tokens
-    return [tokens for tokens in found if tokens is not None]
+            found[place] = tokens
+    return cast(list[int], found)
 
 
 REMEMBERED = 1 << 17
