@@ -95,17 +95,24 @@ class Halt:
         for task in self._sending:
             task.cancel()
 
-    async def unless_halted(self, step: Awaitable[T]) -> T:
+    def unless_halted(self, step: Awaitable[T]) -> Awaitable[T]:
         """Await a step that may be given up when the run ends. Raises `Halted` then."""
         if self.reason is not None:
             if asyncio.iscoroutine(step):
                 step.close()
             raise Halted
-        return await self._within(self._waiting, step)
+        return self._within(self._waiting, step)
 
-    async def unless_abandoned(self, step: Awaitable[T]) -> T:
+    def unless_abandoned(self, step: Awaitable[T]) -> Awaitable[T]:
         """Await an answer that has been asked for. Raises `Halted` when no longer waited for."""
-        return await self._within(self._sending, step)
+        return self._within(self._sending, step)
+
+    async def place(self, room: asyncio.Semaphore) -> None:
+        """Take a place, at once where one is free. Raises `Halted`."""
+        if self.reason is None and not room.locked():
+            await room.acquire()
+        else:
+            await self.unless_halted(room.acquire())
 
     async def _within(self, tasks: _Tasks, step: Awaitable[T]) -> T:
         task = asyncio.current_task()
@@ -150,7 +157,7 @@ async def dispatch(
         while halt.reason is None:
             try:
                 plan = await halt.unless_halted(anext(upcoming))
-                await halt.unless_halted(room.acquire())
+                await halt.place(room)
                 await board()
             except (Halted, StopAsyncIteration):
                 break
@@ -182,10 +189,7 @@ class Sender:
 
     async def board(self) -> None:
         """Wait for a place in flight. Raises `Halted`."""
-        if self._flights.locked():
-            await self._halt.unless_halted(self._flights.acquire())
-        else:
-            await self._flights.acquire()
+        await self._halt.place(self._flights)
 
     async def settle(self, plan: RequestPlan) -> Outcome:
         """The plan's outcome, however many requests it takes. The first goes from the place that
