@@ -135,6 +135,8 @@ class Source:
                         for at, piece in _cut(batch, start, first, stop, rows_per_part):
                             yield self._chunk(at, piece)
                         start += batch.num_rows
+                        if start >= stop:
+                            return  # the rest of a row group can be a second's work
                     if start != end:
                         raise InputBad(f"{path}: row group {group} lacks rows that it claims.")
                 start = end
