@@ -167,7 +167,7 @@ def _take(row: _OpenRow, slot: Slot, outcome: Scored | Failed) -> None:
 
 
 def _finished(row: _OpenRow) -> RowScores:
-    unscored = sum(map(isnan, row.scores))
+    unscored = sum(map(isnan, row.scores)) if isnan(sum(row.scores)) else 0
     failed_requests = row.failed_requests or int(row.planned.failed)
     asked = row.requests or failed_requests or row.planned.known
     if not asked:

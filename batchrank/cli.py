@@ -199,7 +199,9 @@ def plan(
     from batchrank.forecast import forecast, words
     from batchrank.places import place
     from batchrank.shapes import Inputs
+    from batchrank.source import spare_memory
 
+    spare_memory()
     figures = forecast(
         config,
         Inputs(inputs, queries, corpus),

@@ -3,10 +3,11 @@
 All tasks of the program live here and end here. Order is not kept: assembly restores it. No clock
 and no socket is in this file, and no rule of what an answer means; they arrive as arguments.
 
-Reading advances only when there is room, so memory is bounded; a request that waits to be sent
-again gives its place in flight to others. `record` is not async: nothing can be cancelled between
-an answer's arrival and its being written down. Once `halt` is set nothing more is sent, and what is
-in flight is drained.
+A plan is taken up only when there is a place in flight for it, so memory is bounded by those: no
+texts and no bodies wait for one. A request that waits to be sent again gives its place to others,
+and four plans are held for each place at the most. `record` is not async: nothing can be cancelled
+between an answer's arrival and its being written down. Once `halt` is set nothing more is sent, and
+what is in flight is drained.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ from batchrank.retry import (
 from batchrank.wire.answers import Scores
 
 PLANS_PER_FLIGHT = 4
-"""Plans held for each place in flight: those beyond one wait to be sent again."""
+"""Plans held for each place in flight at the most: those beyond one wait to be sent again."""
 
 DRAIN_SECONDS = 2.5
 """How long a stopped run waits for answers in flight; Airflow kills 5 s after its SIGTERM."""
@@ -94,17 +95,24 @@ class Halt:
         for task in self._sending:
             task.cancel()
 
-    async def unless_halted(self, step: Awaitable[T]) -> T:
+    def unless_halted(self, step: Awaitable[T]) -> Awaitable[T]:
         """Await a step that may be given up when the run ends. Raises `Halted` then."""
         if self.reason is not None:
             if asyncio.iscoroutine(step):
                 step.close()
             raise Halted
-        return await self._within(self._waiting, step)
+        return self._within(self._waiting, step)
 
-    async def unless_abandoned(self, step: Awaitable[T]) -> T:
+    def unless_abandoned(self, step: Awaitable[T]) -> Awaitable[T]:
         """Await an answer that has been asked for. Raises `Halted` when no longer waited for."""
-        return await self._within(self._sending, step)
+        return self._within(self._sending, step)
+
+    async def place(self, room: asyncio.Semaphore) -> None:
+        """Take a place, at once where one is free. Raises `Halted`."""
+        if self.reason is None and not room.locked():
+            await room.acquire()
+        else:
+            await self.unless_halted(room.acquire())
 
     async def _within(self, tasks: _Tasks, step: Awaitable[T]) -> T:
         task = asyncio.current_task()
@@ -128,12 +136,15 @@ class Halted(Exception):
 async def dispatch(
     plans: AsyncGenerator[RequestPlan, None],
     *,
+    board: Callable[[], Awaitable[None]],
     settle: Callable[[RequestPlan], Awaitable[Outcome]],
     record: Callable[[RequestPlan, Outcome], None],
     max_in_flight: int,
     halt: Halt,
 ) -> None:
-    """Settle every plan and record its outcome; return when all are recorded, or are drained."""
+    """Settle every plan and record its outcome; return when all are recorded, or are drained.
+    `board` waits for the place in flight that `settle` starts from.
+    """
     room = asyncio.Semaphore(max_in_flight * PLANS_PER_FLIGHT)
 
     async def carry(plan: RequestPlan) -> None:
@@ -146,7 +157,8 @@ async def dispatch(
         while halt.reason is None:
             try:
                 plan = await halt.unless_halted(anext(upcoming))
-                await halt.unless_halted(room.acquire())
+                await halt.place(room)
+                await board()
             except (Halted, StopAsyncIteration):
                 break
             group.create_task(carry(plan))
@@ -175,8 +187,14 @@ class Sender:
         self._whole = whole
         self._refused: list[_Refused] = []
 
+    async def board(self) -> None:
+        """Wait for a place in flight. Raises `Halted`."""
+        await self._halt.place(self._flights)
+
     async def settle(self, plan: RequestPlan) -> Outcome:
-        """The plan's outcome, however many requests it takes."""
+        """The plan's outcome, however many requests it takes. The first goes from the place that
+        its caller has boarded; each gives its own back.
+        """
         tally = _Tally()
         whole = _Part(range(len(plan.documents)))
         try:
@@ -187,6 +205,9 @@ class Sender:
             return await self._settle_in_parts(plan, whole, verdict, body_bytes, tally)
         except Halted:
             return Dropped(plan.plan_id, tally.spent())
+        finally:
+            if tally.aboard:  # nothing was sent at all
+                self._flights.release()
 
     async def _settle_in_parts(
         self, plan: RequestPlan, part: "_Part", verdict: Verdict, body_bytes: int, tally: "_Tally"
@@ -272,12 +293,15 @@ class Sender:
 
     async def _exchange(self, body: bytes, documents: int, tokens: int, tally: "_Tally") -> Verdict:
         most = self._price.most(tokens, documents)
-        await self._halt.unless_halted(self._flights.acquire())
+        if not tally.aboard:
+            await self.board()
+            tally.aboard = True
         try:
             sent_at = await self._halt.unless_halted(self._endpoint.admit(tokens, documents))
             tally.sent(most)
             answer = await self._halt.unless_abandoned(self._endpoint.exchange(body, documents))
         finally:
+            tally.aboard = False
             self._flights.release()
         verdict = judge(answer, documents)
         if isinstance(verdict, Scores):
@@ -292,8 +316,11 @@ class Sender:
 
 
 class _Tally(msgspec.Struct, gc=False):
-    """What a plan has spent so far. `unknown`: sent, and no whole answer came, or not yet."""
+    """What a plan has spent so far. `unknown`: sent, and no whole answer came, or not yet.
+    `aboard`: it has a place in flight.
+    """
 
+    aboard: bool = True
     requests: int = 0
     retries: int = 0
     unknown: int = 0

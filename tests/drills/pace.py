@@ -322,6 +322,7 @@ def _session(
 
         await dispatch(
             source(),
+            board=sender.board,
             settle=sender.settle,
             record=lambda plan, outcome: outcomes.append(outcome),
             max_in_flight=max_in_flight,
