@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchrank import __version__
+from batchrank.coordinate import coordinate
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed
 from batchrank.logs import log, log_to_stderr
 from batchrank.options import SHARD, STATE_DIR, configured, load_options
@@ -66,6 +67,11 @@ def cli() -> None:
 @click.option("--restart", is_flag=True, help="Throw away what OUT holds of an earlier run.")
 @SHARD
 @click.option(
+    "--coordinator",
+    metavar="URL",
+    help="Share the account's limit with others: see `batchrank coordinate`.",
+)
+@click.option(
     "--metrics-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -80,6 +86,7 @@ def run(
     restart: bool,
     retry_failed: bool,
     shard: "Shard | None",
+    coordinator: str | None,
     summary: str,
     limit: int | None,
     queries: str | None,
@@ -102,6 +109,7 @@ def run(
 
     with measured(metrics_file, out, shard) as metrics:
         config = load_options(options)
+        from batchrank.config import coordinator_url
         from batchrank.job import Request
         from batchrank.job import run as run_job
         from batchrank.source import spare_memory
@@ -119,6 +127,7 @@ def run(
             max_cost_usd=max_cost,
             max_failed_rows=max_failed_rows,
             shard=shard,
+            coordinator=coordinator or coordinator_url(),
         )
         with bar() as draw:
 
@@ -345,6 +354,7 @@ def providers(as_json: bool) -> None:
 
 
 cli.add_command(serve)
+cli.add_command(coordinate)
 
 
 def _show_receipt(receipt: "Receipt", out: str, *, as_json: bool) -> None:

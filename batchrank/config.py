@@ -225,6 +225,16 @@ def scheduled(variables: Iterable[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in variables if name in os.environ}
 
 
+def coordinator_url() -> str | None:
+    """Where the coordinator is, for whom no option says so."""
+    return os.environ.get("BATCHRANK_COORDINATOR", "").strip() or None
+
+
+def coordinator_key() -> str | None:
+    """The secret that the coordinator and its workers share, if there is one."""
+    return os.environ.get("BATCHRANK_COORDINATOR_KEY", "").strip() or None
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text("utf-8"))

@@ -34,8 +34,8 @@ from batchrank.assembly import Assembly, Part, outcomes_before, widened
 from batchrank.budget import Budget
 from batchrank.checkpoint import Answer, Checkpoint
 from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed, state_of
-from batchrank.config import JobConfig, check_price, key_of
-from batchrank.dispatch import DRAIN_SECONDS, Halt, Sender, dispatch
+from batchrank.config import JobConfig, check_price, coordinator_key, key_of
+from batchrank.dispatch import DRAIN_SECONDS, Halt, Halted, Sender, dispatch
 from batchrank.ending import finished_by, too_many_failed
 from batchrank.errors import (
     BatchrankError,
@@ -46,6 +46,7 @@ from batchrank.errors import (
 )
 from batchrank.feed import Feed
 from batchrank.figures import TICK_SECONDS, Figures
+from batchrank.leasing import Leasing, kept, leased
 from batchrank.link import Link, encode
 from batchrank.places import Place
 from batchrank.planning import Planner
@@ -87,6 +88,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_cost_usd: float | None = None
     max_failed_rows: int = 0
     retry_failed: bool = False
+    coordinator: str | None = None
     shard: tuple[int, int] | None = None
 
 
@@ -198,7 +200,9 @@ class _Run:
         part_count = max(1, ceil(rows / self._rows_per_part))
         shard = claim.shard or Shard(0, 1)
         self._parts = shard.parts(part_count)
-        self._rate = share_of(config.rate, shard.of)
+        # A coordinator is told the whole account's rates, and says what the share of them is.
+        fixed = request.coordinator is None
+        self._rate = share_of(config.rate, shard.of) if fixed else config.rate
         self._sink = Sink(
             claim.folder,
             claim.beside,
@@ -305,19 +309,33 @@ class _Run:
         headers = dict(endpoint.headers)
         if key is not None:
             headers["Authorization"] = f"Bearer {key}"
-        with self._signals.told_to(stop):
-            async with self._connect(
-                base_url.rstrip("/") + self._config.provider.path,
-                headers,
-                timeout_seconds=endpoint.timeout_seconds,
-                max_in_flight=rate.max_in_flight,
-            ) as transport:
-                await self._settle_all(transport)
+        share = leased(
+            self._request.coordinator,
+            coordinator_key(),
+            self._request.shard,
+            rate,
+            self._halt.unless_halted,
+        )
+        with self._signals.told_to(stop), suppress(Halted):
+            async with (
+                self._connect(
+                    base_url.rstrip("/") + self._config.provider.path,
+                    headers,
+                    timeout_seconds=endpoint.timeout_seconds,
+                    max_in_flight=rate.max_in_flight,
+                ) as transport,
+                share as leasing,
+            ):
+                await self._settle_all(transport, leasing)
         return self._halt
 
-    async def _settle_all(self, transport: Transport) -> None:
+    async def _settle_all(self, transport: Transport, leasing: Leasing | None) -> None:
         config, halt, in_flight = self._config, self._halt, self._config.rate.max_in_flight
-        self._throttle = Throttle(self._rate, max_outage_seconds=config.endpoint.max_outage_seconds)
+        self._throttle = Throttle(
+            self._rate,
+            max_outage_seconds=config.endpoint.max_outage_seconds,
+            held=leasing.holding if leasing else None,
+        )
         series = Series(self._claim.state, self._rate.requests_per_minute, time.monotonic())
         link = Link(
             config, transport, self._throttle, self._budget(), self._checkpoint, halt, series
@@ -333,6 +351,7 @@ class _Run:
         async with asyncio.TaskGroup() as group:
             publishing = group.create_task(self._publish())
             ticking = group.create_task(self._tick(series))
+            keeping = group.create_task(kept(leasing, self._throttle))
             await dispatch(
                 self._plans(),
                 settle=sender.settle,
@@ -343,6 +362,7 @@ class _Run:
             self._finished.put_nowait(None)
             await publishing
             ticking.cancel()
+            keeping.cancel()
         waited = {**self._throttle.waited_seconds, "input": self._feed.waited_seconds}
         self._limited_by = self._figures.limited_by(waited)
 

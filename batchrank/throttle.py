@@ -8,6 +8,10 @@ What a bucket holds is what may go out at once: 4 ms of rate and one request. Ov
 is less than the second's own allowance at `AIM` of the rate, so per-second limits hold too. Under
 uvloop a timer has 1 ms resolution; above 250 requests a second permits are therefore taken in
 bunches, never asking for less than 4 ms. The gate starts empty: a restart adds no burst.
+
+Where the account is shared, `held` says what part of it may be used at an instant. Which requests
+are this worker's follows from that (see `ticks`): aiolimiter has no phase, and workers that are
+each spaced evenly still meet. A larger share is climbed into, a smaller one counts at once.
 """
 
 import asyncio
@@ -15,9 +19,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from heapq import heappop, heappush
 from math import inf
+from typing import NamedTuple
 
 from aiolimiter import AsyncLimiter
 
+from batchrank.dealt import Dealt, Held
 from batchrank.errors import ContractBroken, TryLater
 from batchrank.limits import RateLimits
 from batchrank.retry import Health
@@ -36,6 +42,14 @@ _IDLE_SECONDS = 1.0
 """After so long without a request the next ones rise from nothing again, as at the start."""
 
 
+class Served(NamedTuple):
+    """Requests and tokens let through so far, and the seconds that somebody waited for them."""
+
+    requests: int
+    tokens: int
+    waited: float
+
+
 class Throttle:
     """The account's gate. `clock` is the loop's; all amounts are per second inside.
 
@@ -49,21 +63,33 @@ class Throttle:
         limits: RateLimits,
         clock: Callable[[], float] | None = None,
         max_outage_seconds: float = inf,
+        *,
+        held: Held | None = None,
     ) -> None:
         self._clock = clock or asyncio.get_running_loop().time
         self._gate = asyncio.Lock()
         self._mended = asyncio.Event()
         self._max_outage_seconds = max_outage_seconds
         self._health = Health(self._clock(), max(_LEAST_CREDIT, limits.max_in_flight))
-        self._pace = _Pace(limits.requests_per_minute / 60 * AIM, self._clock)
-        self._account = _TokenAccount(limits.tokens_per_minute / 60 * AIM, self._clock)
+        self._held = held
+        self._share = 1.0 if held is None else held.share(self._clock())
+        self._changed = asyncio.Event()
+        per_second, tokens = limits.requests_per_minute / 60, limits.tokens_per_minute / 60 * AIM
+        self._pace: _Pace | Dealt = _Pace(per_second * AIM, self._clock)
+        self._account = _TokenAccount(tokens, self._clock, self._wait)
+        self._per_second = per_second
+        if held is not None:
+            self._pace = Dealt(per_second, self._clock, held, self._wait)
+            self._account.share_of(self._share, held.fair, self._turn_seconds)
         self._ramp_seconds = limits.ramp_seconds
-        self._start_speed = _start_speed(limits.requests_per_minute / 60)
+        self._start_speed = self._climb_from = _start_speed(per_second)
         self._ceiling = 1.0
         self._ceiling_since = self._clock()
         self._ramp_since = self._latest = self._clock()
         self._slowed_at = float("-inf")
         self._paused_until = float("-inf")
+        self._requests = self._tokens = 0
+        self._waiting_since: float | None = None
         self.waited_seconds = {"requests": 0.0, "tokens": 0.0, "pause": 0.0, "outage": 0.0}
 
     async def admit(self, tokens: int) -> float:
@@ -74,17 +100,19 @@ class Throttle:
         """
         if self._nothing_to_wait_for():
             return self._clock()
-        if not self._gate.locked() and self._clock() - self._latest >= _IDLE_SECONDS:
-            self._ramp_since = self._clock()
+        if not self._gate.locked() and self._clock() - self._latest >= self._idle_seconds:
+            self._begin_climb(self._start_speed)
         async with self._gate:
             await self._timed("outage", self._breaker_lets_through())
             while True:
                 await self._timed("pause", self._pause_over())
                 await self._timed("tokens", self._account.room_for(tokens))
-                await self._timed("requests", self._pace.turn(self.speed))
-                if self._clock() >= self._paused_until:  # no pause was asked for in the meantime
+                await self._timed("requests", self._pace.turn(self._speed_now))
+                # No pause was asked for in the meantime, and no share lost.
+                if self._clock() >= self._paused_until and self._still_has_room_for(tokens):
                     break
             self._account.charge(tokens)
+            self._requests, self._tokens = self._requests + 1, self._tokens + tokens
             self._latest = self._clock()
             return self._latest
 
@@ -130,7 +158,71 @@ class Throttle:
         if self._ramp_seconds <= 0:
             return ceiling
         climbed = (now - self._ramp_since) / self._ramp_seconds
-        return min(ceiling, self._start_speed + (1 - self._start_speed) * climbed)
+        return min(ceiling, self._climb_from + (1 - self._start_speed) * climbed)
+
+    @property
+    def served(self) -> Served:
+        """What was let through so far, and waited for."""
+        waited = self.waited_seconds["requests"] + self.waited_seconds["tokens"]
+        if self._waiting_since is not None:
+            waited += self._clock() - self._waiting_since
+        return Served(self._requests, self._tokens, waited)
+
+    def share_changed(self) -> None:
+        """What is held is another: whoever waits is to look again."""
+        self._follow_share()
+        self._changed.set()
+
+    def _follow_share(self) -> None:
+        """A larger share is climbed into from what is in use, a smaller one counts at once."""
+        if self._held is None:
+            return
+        share = self._held.share(self._clock())
+        if share != self._share:
+            in_use = self._share * self.speed
+            self._share = share
+            self._account.share_of(share, self._held.fair, self._turn_seconds)
+            self._begin_climb(max(self._start_speed, min(1.0, in_use / share)) if share else 0.0)
+
+    def _begin_climb(self, speed: float) -> None:
+        self._climb_from, self._ramp_since = speed, self._clock()
+
+    def _speed_now(self) -> float:
+        self._follow_share()
+        return self.speed
+
+    @property
+    def _idle_seconds(self) -> float:
+        """Of a small share requests are far apart, and that is no idleness."""
+        if self._held is None:
+            return _IDLE_SECONDS
+        return max(_IDLE_SECONDS, 2 * self._turn_seconds)
+
+    @property
+    def _turn_seconds(self) -> float:
+        """How far apart the requests of the share are."""
+        rate = self._per_second * self._share
+        return 1 / rate if rate else 0.0
+
+    def _still_has_room_for(self, tokens: int) -> bool:
+        self._follow_share()
+        return self._held is None or self._account.wait_for(tokens) <= 0
+
+    async def _wait(self, seconds: float) -> None:
+        """So long, or until the share is another."""
+        if self._held is None:
+            await asyncio.sleep(seconds)
+            return
+        self._changed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(seconds, self._until_share_changes())):
+                await self._changed.wait()
+        self._follow_share()
+
+    def _until_share_changes(self) -> float:
+        assert self._held is not None
+        now = self._clock()
+        return max(0.0, min(self._held.changes_at(now) - now, 60.0))
 
     def _nothing_to_wait_for(self) -> bool:
         """Without limits, and while all is well, the gate stands open."""
@@ -152,7 +244,7 @@ class Throttle:
                 await asyncio.wait_for(self._mended.wait(), wait)
             self._give_up_after_outage()
         if was_open:
-            self._ramp_since = self._clock()
+            self._begin_climb(self._start_speed)
 
     def _give_up_after_outage(self) -> None:
         down = self._health.down_for(self._clock())
@@ -171,12 +263,17 @@ class Throttle:
         if self._clock() < self._paused_until:
             while (wait := self._paused_until - self._clock()) > 0:
                 await asyncio.sleep(wait)
-            self._ramp_since = self._clock()
+            self._begin_climb(self._start_speed)
 
     async def _timed(self, what: str, wait: Awaitable[None]) -> None:
         began = self._clock()
-        await wait
-        self.waited_seconds[what] += self._clock() - began
+        if what in ("requests", "tokens"):
+            self._waiting_since = began
+        try:
+            await wait
+        finally:
+            self._waiting_since = None
+            self.waited_seconds[what] += self._clock() - began
 
 
 def _start_speed(per_second: float) -> float:
@@ -200,13 +297,13 @@ class _Pace:
     def limited(self) -> bool:
         return self._limiter is not None
 
-    async def turn(self, speed: float) -> None:
+    async def turn(self, speed: Callable[[], float]) -> None:
         if self._limiter is None:
             return
         if not self._started:
             self._started = True
             await self._limiter.acquire(self._most)  # an empty bucket to begin with
-        cost = 1 / speed
+        cost = 1 / speed()
         # What a cancelled turn had in hand is let go of, or cancels would add up to a burst.
         self._in_hand = min(self._in_hand, self._bunch) if self._bunch > 1 else 0.0
         while self._in_hand < cost - 1e-9:
@@ -222,10 +319,17 @@ class _TokenAccount:
     coarse, so the last minute's sum is kept below the limit besides.
     """
 
-    def __init__(self, per_second: float, clock: Callable[[], float]) -> None:
-        self._rate = per_second
+    def __init__(
+        self,
+        per_second: float,
+        clock: Callable[[], float],
+        wait: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._whole = self._rate = per_second
         self._clock = clock
-        self._most = per_second * _TOKEN_BUCKET_SECONDS
+        self._wait = wait
+        self._most = self._enough = per_second * _TOKEN_BUCKET_SECONDS
+        self._waits_for_more = False
         self._balance = 0.0
         self._since = clock()
         self._minute: list[tuple[float, int]] = []
@@ -233,23 +337,41 @@ class _TokenAccount:
 
     @property
     def limited(self) -> bool:
-        return self._rate > 0
+        return self._whole > 0
+
+    def share_of(self, share: float, fair: float, turn_seconds: float) -> None:
+        """From now on there is so much of the whole rate. What comes in until a turn is not lost;
+        the minute's sum holds whatever the bucket does. A request that is larger than a minute of
+        the share waits for more, unless this is what each can be sure of.
+        """
+        self._waits_for_more = share < fair
+        self._refilled()
+        self._rate = self._whole * share
+        self._most = self._rate * max(_TOKEN_BUCKET_SECONDS, 4 * turn_seconds)
+        self._enough = self._most / 2
+        self._balance = min(self._most, self._balance)
 
     async def room_for(self, tokens: int) -> None:
-        if self._rate <= 0:
-            return
-        while (wait := max(self._until_paid(tokens), self._until_minute_has_room(tokens))) > 0:
-            await asyncio.sleep(max(wait, 0.002))
+        while (wait := self.wait_for(tokens)) > 0:
+            await self._wait(max(wait, 0.002))
+
+    def wait_for(self, tokens: int) -> float:
+        """How long until so many may go; what is nothing's share, until that changes."""
+        if self._whole <= 0:
+            return 0.0
+        if self._waits_for_more and tokens > self._rate * 60 / AIM:
+            return _MINUTE
+        return max(self._until_paid(tokens), self._until_minute_has_room(tokens))
 
     def charge(self, tokens: int, sent_at: float | None = None) -> None:
         """Take tokens, or give some back (below 0), which leave the minute with their request."""
-        if self._rate > 0:
+        if self._whole > 0:
             self._balance = min(self._most, self._refilled() - tokens)
             heappush(self._minute, (self._clock() if sent_at is None else sent_at, tokens))
             self._sum += tokens
 
     def _until_paid(self, tokens: int) -> float:
-        lack = min(tokens, self._most) - self._refilled()
+        lack = min(tokens, self._enough) - self._refilled()
         return lack / self._rate if lack > 1e-6 else 0.0
 
     def _until_minute_has_room(self, tokens: int) -> float:

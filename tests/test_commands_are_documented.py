@@ -20,6 +20,7 @@ COMMANDS = [
     "report",
     "export",
     "serve",
+    "coordinate",
     "providers",
 ]
 SHARED = [
@@ -50,6 +51,7 @@ OPTIONS = {
     "export": ["--format", "--output"],
     "providers": ["--json"],
     "serve": ["--port", "--api-key-env"],
+    "coordinate": ["--workers", "--requests-per-minute", "--tokens-per-minute", "--host", "--port"],
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "batchrank"
 
 CORE = {"errors", "limits", "tokens", "planning", "retry", "assembly", "budget", "providers"}
-CORE |= {"pricing"}
+CORE |= {"pricing", "ticks", "seats", "lease", "holding", "dealt"}
 DIALECT_FILES = ("answers", "fields", "flat", "served", "cohere", "native", "voyage", "tei")
 WIRE = {"wire", *(f"wire.{name}" for name in DIALECT_FILES)}
 SHELL = {"source", "sink", "checkpoint", "transport", "throttle", "dispatch"}
@@ -22,7 +22,14 @@ CLOCKS_AND_IO = {
     *("http", "urllib", "shutil", "tempfile", "multiprocessing", "concurrent"),
 }
 DOORS = {
-    "aiohttp": {"transport", "server.api", "server.app", "server.breakage"},
+    "aiohttp": {
+        "transport",
+        "leasing",
+        "coordinator",
+        "server.api",
+        "server.app",
+        "server.breakage",
+    },
     "aiolimiter": {"throttle"},
     "pyarrow": {"places", "schema", "source", "sink", "inspection", "output", "export", "findings"}
     | SHAPES,
@@ -30,7 +37,7 @@ DOORS = {
     "scipy": {"evaluation"},
     "huggingface_hub": {"places"},
     "sqlite3": {"checkpoint"},
-    "click": {"cli", "options", "serve"},
+    "click": {"cli", "options", "serve", "coordinate"},
     "rich": {"progress"},
     "gigatoken": {"tokens", "server.weighing"},
     "xxhash": {"planning", "checkpoint"},
