@@ -64,7 +64,11 @@ def cli() -> None:
 @click.option(
     "--retry-failed", is_flag=True, help="Ask again for rows that failed, and for no others."
 )
-@click.option("--restart", is_flag=True, help="Throw away what OUT holds of an earlier run.")
+@click.option(
+    "--restart",
+    is_flag=True,
+    help="Throw away what OUT holds of an earlier run, or of this shard.",
+)
 @SHARD
 @click.option(
     "--coordinator",

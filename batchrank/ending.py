@@ -90,24 +90,24 @@ def _whole_receipt(out: Place) -> Receipt | None:
 
 
 def _receipts(out: Place, marked: Fingerprint) -> list[Receipt]:
-    """The receipts of all shards that have parts. Raises `NotFinished`."""
+    """The receipts of all shards that have parts. Raises `NotFinished`.
+
+    Listing the folder is cheap; every shard's receipt is read only where all parts are there.
+    """
     parts = parts_of(marked)
     there = {path.name for path in out.glob("part-*.parquet")}
     lacking = [part for part in range(parts) if part_name(part, parts) not in there]
     owners = [shard for shard in shards_of(marked) if shard.parts(parts)]
-    if (
-        lacking
-    ):  # listing the folder is cheap; every shard's receipt is read only where all is there
-        behind = {part % marked.shards for part in lacking}
+    if lacking:
+        numbers = {part % marked.shards for part in lacking}
+        behind = [shard for shard in owners if shard.number in numbers]
         names = [part_name(part, parts) for part in lacking]
-        raise NotFinished(
-            _words(out, marked, [shard for shard in owners if shard.number in behind], names)
-        )
+        raise NotFinished(_words(out, marked, behind, names))
     receipts = {shard: receipt_at(home_of(out, shard) / RECEIPT) for shard in owners}
     ended = [one for one in receipts.values() if one is not None and not one.exit_code]
     if len(ended) < len(owners):
-        behind_all = [shard for shard, one in receipts.items() if one is None or one.exit_code]
-        raise NotFinished(_words(out, marked, behind_all, []))
+        behind = [shard for shard, one in receipts.items() if one is None or one.exit_code]
+        raise NotFinished(_words(out, marked, behind, []))
     return ended
 
 

@@ -145,6 +145,18 @@ def test_a_name_with_quotes_and_lines_is_one_label(
         assert figures(file, out)["exit_code"] == 0
 
 
+def test_a_shard_is_named_beside_its_output(server: Server, source: Path, tmp_path: Path) -> None:
+    """Two workers of a machine must not both write the same series."""
+    file, out = tmp_path / "m.prom", tmp_path / "out"
+    done = inside(*fast(server, out, source), "--shard", "1/2", "--metrics-file", file)
+    assert done.returncode == 0
+    with file.open() as lines:
+        samples = [one for family in text_fd_to_metric_families(lines) for one in family.samples]
+    assert {tuple(one.labels.items()) for one in samples} == {
+        (("output", str(out)), ("shard", "1/2"))
+    }
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_sent(
     serve: Serve, source: Path, tmp_path: Path
 ) -> None:

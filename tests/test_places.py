@@ -450,3 +450,33 @@ def test_an_address_is_shown_as_it_was_given(address: str, shown: str) -> None:
     assert str(found) == shown
     assert str(found / "x") == shown + "/x"
     assert str((found / "x").parent) == shown
+
+
+def test_several_workers_fill_a_bucket(
+    store: Store, bucket: str, server: Server, tmp_path: Path, parts: list[object]
+) -> None:
+    """Each with its state on a disk of its own; their receipts meet in the bucket."""
+    rows = table(45, tag="s3 shards")
+    source, out = stored(store, f"{bucket}/in.parquet", rows), f"{bucket}/out"
+    run = [*fast(server, out, source), *parts]
+    for shard in ("2/3", "0/3"):
+        state = tmp_path / shard[0]
+        assert inside(*run, "--shard", shard, "--state-dir", state).returncode == 0
+        assert (state / f"shard-00{shard[0]}-of-003" / "checkpoint.sqlite").exists()
+    done = inside("finish", out)
+    assert (done.returncode, "shard 1/3 (not begun) is not finished" in done.stderr) == (75, True)
+    shown = json.loads(inside("status", out, "--json").stdout)["shards"]
+    assert [one["rows_done"] for one in shown] == [20, 0, 10]
+    done = inside(*run, "--state-dir", tmp_path / "alone")
+    assert (done.returncode, "begun in 3 shards" in done.stderr) == (73, True)
+    done = inside(*run, "--shard", "1/4", "--state-dir", tmp_path / "4")
+    assert (done.returncode, "begun in 3 shards, now 4" in done.stderr) == (73, True)
+    assert inside(*run, "--shard", "1/3", "--state-dir", tmp_path / "1").returncode == 0
+    local = [*fast(server, tmp_path / "out", written(tmp_path / "in.parquet", rows)), *parts]
+    assert inside(*local).returncode == 0
+    assert remote_parts(out) == part_bytes(tmp_path / "out")
+    assert inside("verify", out).returncode == 0
+    before = server.received
+    assert inside(*run, "--shard", "1/3", "--state-dir", tmp_path / "1").returncode == 0
+    assert inside("finish", out).returncode == 0
+    assert server.received == before
