@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from batchrank.account import AIM
 from batchrank.config import JobConfig
 from batchrank.job import columns_of, planner_of
 from batchrank.limits import RateLimits
@@ -19,7 +20,6 @@ from batchrank.records import PlannedRow
 from batchrank.report import clock, money
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.source import Source
-from batchrank.throttle import AIM
 from batchrank.wire.cohere import searches
 
 BLOCKS = 16

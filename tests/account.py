@@ -30,7 +30,8 @@ class Account:
         self.admitted: list[tuple[float, int]] = []
         self.by: list[int] = []
         self.coordinator: Coordinator | None = None
-        self._random = random
+        self.random = random or Random(7)
+        self._evenly = random is None
         self._clock = asyncio.get_running_loop().time
 
     def begin(self) -> None:
@@ -54,14 +55,14 @@ class Account:
             answer = self.coordinator.renew(ask, self._clock())
             if isinstance(answer, Lease):
                 answer = replace(answer, instant=UNIX + self._clock())
-        if self._random is not None and self._random.random() < 0.02:  # the answer is lost
+        if not self._evenly and self.random.random() < 0.02:  # the answer is lost
             await asyncio.sleep(ASK_SECONDS)
             return None
         await self._travel()
         return answer
 
     async def _travel(self) -> None:
-        await asyncio.sleep(0.002 if self._random is None else self._random.uniform(0.0005, 0.01))
+        await asyncio.sleep(0.002 if self._evenly else self.random.uniform(0.0005, 0.01))
 
     def worker(
         self,
@@ -151,4 +152,4 @@ class Worker:
             size = self._size()
             account.admitted.append((await admit(size), size))
             account.by.append(self.number)
-            await asyncio.sleep(self.answer_seconds)
+            await asyncio.sleep(self.answer_seconds * account.random.uniform(0.5, 1.5))

@@ -140,8 +140,9 @@ def test_who_does_not_know_the_secret_gets_nothing(tmp_path: Path) -> None:
         assert posted(url, b"{}", Authorization="Bearer s3cret-canarY")[0] == 401
         assert posted(url, b"{}", Authorization="Bearer s3cret-canary")[0] == 400
         rows = an_input(tmp_path, "t", 3)
-        common = ["--base-url", server.base_url, "--coordinator", url, "--requests-per-minute", RPM]
-        refused = program("run", rows, "-o", tmp_path / "a", *common)
+        common = ["--base-url", server.base_url, "--requests-per-minute", RPM]
+        key["BATCHRANK_COORDINATOR"] = url
+        refused = program("run", rows, "-o", tmp_path / "a", *common, BATCHRANK_COORDINATOR=url)
         let_in = program("run", rows, "-o", tmp_path / "b", *common, **key)
         process.terminate()
         assert process.wait(10) == 0

@@ -12,9 +12,10 @@ from random import Random
 import pytest
 from virtual_time import run
 
+from batchrank.account import AIM
 from batchrank.limits import RateLimits
 from batchrank.server.quotas import Quota, fixed_minute, growth, per_second, sliding_minute
-from batchrank.throttle import AIM, Throttle
+from batchrank.throttle import Throttle
 
 TRIALS = int(os.environ.get("BATCHRANK_TRIALS", "150"))
 MINUTES = {"fixed minute": fixed_minute, "sliding minute": sliding_minute}

@@ -7,6 +7,7 @@ glue of `job` between them; only the socket is replaced, by a function of the ti
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from email.utils import formatdate
@@ -18,6 +19,9 @@ from typing import NamedTuple
 
 from helpers import serving
 from test_dispatch import LOST, REFUSED, error, good, plan
+from test_lease_keeps_the_limit import (
+    test_any_schedule_of_comings_and_goings_stays_within_every_model,
+)
 from test_throttle_rate import (
     Admitted,
     limits,
@@ -70,6 +74,17 @@ def schedules(trials: int, seed: int, folder: Path) -> str:
         f"second before) passes ramps where it starts from {max(needs):.2f} x (2 requests and 1/4 "
         "of a second's allowance), at the start, after a pause and after an idle gap"
     )
+
+
+def leases(trials: int, seed: int, folder: Path) -> str:
+    """Workers that share an account, come, go and are killed, and so does their coordinator."""
+    logging.getLogger("batchrank.leasing").setLevel(logging.ERROR)  # who is lost is known
+    for trial in range(trials):
+        with told(trial):
+            test_any_schedule_of_comings_and_goings_stays_within_every_model(
+                seed * 1_000_000 + trial
+            )
+    return f"{trials} schedules of 1 to 13 workers, 0 refused, the account used at each end"
 
 
 def _growth_stays_below(random: Random) -> float:
@@ -455,6 +470,7 @@ def _obeyed(header: str, date: str | None, asked: float, random: Random) -> None
 
 DRILLS: Sequence[Drill] = [
     Drill((14,), "schedules", schedules, 200, 10_000),
+    Drill((14,), "leases", leases, 10, 2_000),
     Drill((15,), "full-rate", full_rate, 1, 6),
     Drill((15,), "cancelled-requests", connections, 2, 50),
     Drill((16,), "outage", outage, 3, 40),
