@@ -33,7 +33,7 @@ from batchrank.config import JobConfig, coordinator_key, load
 from batchrank.coordinator import LeaseApi, is_loopback, serving
 from batchrank.dispatch import DRAIN_SECONDS
 from batchrank.ending import finish
-from batchrank.errors import AGAIN, BatchrankError, ExitCode
+from batchrank.errors import AGAIN, BatchrankError, ConfigInvalid, ExitCode, TryLater
 from batchrank.inspection import status
 from batchrank.job import Request, run
 from batchrank.lease import Coordinator
@@ -139,8 +139,8 @@ def drained(work: Work) -> None:
 
 def begin(client: Client, work: Work, this: Try, failed_at: str = "") -> Future[Ended]:
     """Submit a shard; again only after a while, and away from the machine where it failed."""
-    host = failed_at.rpartition(":")[0]
-    others = [one for one in client.nthreads() if one.rpartition(":")[0] != host]
+    host, known = failed_at.rpartition(":")[0], client.nthreads() if failed_at else ()
+    others = [worker for worker in known if worker.rpartition(":")[0] != host]
     return client.submit(
         score,
         work,
@@ -191,9 +191,8 @@ def dask_rerank(
     """Score ROWS into SCORES on the workers of a Dask cluster."""
     try:
         settings = load(config, {})
-        local = nullcontext() if address else cluster(workers)
-        with heard(), local as own, Client(address or own) as client, bar() as draw:
-            count = shards or begun_in(scores) or len(client.nthreads())
+        with heard(), connected(address, workers) as client, bar() as draw:
+            count = shards or begun_in(scores) or workers_of(client)
             where = state_dir and state_dir.absolute()
             with lending(client, settings.rate, count) as url:
                 work = Work(settings, absolute(rows), absolute(scores), where, count, url)
@@ -208,9 +207,28 @@ def dask_rerank(
     raise SystemExit(last.code)
 
 
-def cluster(workers: int) -> LocalCluster:
-    """Processes on this machine, which a kill of one does not touch."""
-    return LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+@contextmanager
+def connected(address: str | None, workers: int) -> Iterator[Client]:
+    """The cluster at an address, or one of processes here, which the loss of one does not touch."""
+    with (
+        nullcontext()
+        if address
+        else LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    ) as local:
+        try:
+            client = Client(address or local)
+        except OSError as error:
+            raise TryLater(f"{address}: no scheduler of Dask's answers: {error}") from error
+        with client:
+            yield client
+
+
+def workers_of(client: Client) -> int:
+    """How many workers there are."""
+    count = len(client.nthreads())
+    if not count:
+        raise ConfigInvalid("the cluster has no worker yet, so say how many: pass --shards N.")
+    return count
 
 
 @contextmanager

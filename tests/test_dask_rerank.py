@@ -232,3 +232,12 @@ def test_a_refused_key_is_not_tried_again(serve: Serve, address: str, tmp_path: 
     assert complained.startswith("dask_rerank: the endpoint answered 401")
     assert complained.count("\n") == 1 and "sk-wrong" not in complained
     assert own.received <= 2 * IN_FLIGHT
+
+
+def test_without_a_scheduler_it_says_so(server: Server, tmp_path: Path) -> None:
+    job = job_at(tmp_path, server, "tcp://127.0.0.1:1")
+    process = job.begin(DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="1s")
+    code, said, complained = ended(process)
+    assert (code, said) == (75, "")
+    assert complained.startswith("dask_rerank: tcp://127.0.0.1:1: no scheduler of Dask's answers: ")
+    assert not job.out.exists()
