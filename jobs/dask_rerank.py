@@ -213,7 +213,7 @@ def connected(address: str | None, workers: int) -> Iterator[Client]:
     with (
         nullcontext()
         if address
-        else LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+        else LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
     ) as local:
         try:
             client = Client(address or local)
@@ -233,7 +233,9 @@ def workers_of(client: Client) -> int:
 
 @contextmanager
 def lending(client: Client, rate: RateLimits, shards: int) -> Iterator[str | None]:
-    """Lend the account's limit to so many shards: where they are to ask; None where nobody may."""
+    """Lend the account's limit to so many shards: where they are to ask; None where nobody may.
+    With more shards than workers that begins in earnest after the ten seconds of a lease.
+    """
     host, secret = get_ip(get_address_host(client.scheduler_info()["address"])), coordinator_key()
     limits = {
         "requests_per_minute": rate.requests_per_minute,
