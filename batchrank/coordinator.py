@@ -101,13 +101,14 @@ async def _coordinate(api: LeaseApi, host: str, port: int, announce: Callable[[s
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with _serving(api, host, port) as url:
+    async with serving(api, host, port) as url:
         announce(url)
         await stop.wait()
 
 
 @asynccontextmanager
-async def _serving(api: LeaseApi, host: str, port: int) -> AsyncIterator[str]:
+async def serving(api: LeaseApi, host: str, port: int) -> AsyncIterator[str]:
+    """Answer while the block runs; the URL. Port 0 is any free one."""
     runner = web.AppRunner(
         api.application(), access_log=None, logger=_silent, shutdown_timeout=SHUTDOWN_SECONDS
     )

@@ -9,7 +9,7 @@ from types import FrameType
 
 import click
 
-from bench import checkpoint, growth, limit, plan, profile, start, table, tail
+from bench import checkpoint, engine, growth, limit, plan, profile, start, table, tail
 from bench.measure import CORES, ROOT
 from bench.results import Results
 from bench.subjects import SUBJECTS
@@ -22,6 +22,7 @@ PROGRAMS = {
     "plan": "text per CPU second of `batchrank plan`: 3 min",
     "growth": "10^4, 10^5 and 10^6 rows, with picture: 12 min",
     "checkpoint": "beside a copy that keeps nothing: 6 min",
+    "engine": "jobs/dask_rerank.py beside one process: 8 min",
     "profile": "where the client's time goes, by py-spy: 2 min",
 }
 HELP = "\n".join(f"{name:<11}{what}" for name, what in PROGRAMS.items())
@@ -84,6 +85,8 @@ def main(
                 growth.run(results, rounds=rounds, scale=scale)
             case "checkpoint":
                 checkpoint.run(results, rounds=rounds, shapes=sizes, scale=scale)
+            case "engine":
+                engine.run(results, rounds=rounds, scale=scale)
             case "profile":
                 profile.run(results, shapes=sizes, scale=scale)
 
