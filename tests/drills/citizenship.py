@@ -206,7 +206,7 @@ CRASHES = {
         "job.py",
         "    def _record(self, plan: RequestPlan, outcome: Outcome) -> None:\n",
         "    def _record(self, plan: RequestPlan, outcome: Outcome) -> None:\n"
-        "        if self._spent.requests > 5:\n            raise ZeroDivisionError\n",
+        "        if self._figures.spent.requests > 5:\n            raise ZeroDivisionError\n",
     ),
     "in the transport": Patch(
         "transport.py",

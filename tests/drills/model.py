@@ -53,7 +53,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         "is not the receipt's",
     ),
     "an unknown outcome counts as free": (
-        Patch("link.py", "            billed = None\n", "            billed = 0\n"),
+        Patch("link.py", "read = billed = None\n", "read, billed = None, 0\n"),
         "tokens billed of",
     ),
 }
