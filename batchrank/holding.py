@@ -131,7 +131,7 @@ class Holding:
             self.wants = 1.0
             return
         limits = zip((requests, tokens), self._limits, strict=True)
-        used = max(60 * amount / limit / seconds for amount, limit in limits if limit)
+        used = max((60 * had / limit / seconds for had, limit in limits if limit), default=0.0)
         one_a_second = used / max(1.0, requests / seconds)
         self.wants = min(1.0, max(_HEADROOM * used + one_a_second, _FADING * self.wants))
 
