@@ -125,15 +125,16 @@ class Holding:
             self._arcs = (cells, self._seats.arcs(cells))
         return self._arcs[1]
 
-    def used(self, requests: int, tokens: int, waited: float, seconds: float) -> None:
+    def used(self, requests: int, tokens: int, waited: float, seconds: float, now: float) -> None:
         """What went out in the last so many seconds, and how long somebody waited for the share."""
         if waited >= HUNGRY * seconds:
             self.wants = 1.0
             return
         limits = zip((requests, tokens), self._limits, strict=True)
-        used = max(60 * amount / limit / seconds for amount, limit in limits if limit)
+        used = max((60 * had / limit / seconds for had, limit in limits if limit), default=0.0)
         one_a_second = used / max(1.0, requests / seconds)
-        self.wants = min(1.0, max(_HEADROOM * used + one_a_second, _FADING * self.wants))
+        before = min(self.wants, self.share(now))  # who is not hungry has enough
+        self.wants = min(1.0, max(_HEADROOM * used + one_a_second, _FADING * before))
 
     def _reported(self, now: float) -> int:
         """What is used, and what was until lately where that still counts in the minute."""

@@ -125,6 +125,7 @@ class Leasing:
             served.tokens - before.tokens,
             served.waited - before.waited,
             seconds,
+            self._clock(),
         )
         return self.holding.wants == 1.0 and was < 1.0
 

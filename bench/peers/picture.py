@@ -71,7 +71,7 @@ def growth(runs: list[dict[str, Any]], target: Path) -> None:
 def simulate(runs: list[dict[str, Any]], target: Path) -> None:
     """What part of the account went out in each second of the stories, and when who was lost."""
     stories = [run for run in runs if run["story"] and run["requests_per_minute"] == 5400]
-    figure, panels = plt.subplots(len(stories), 1, figsize=(8.4, 1.6 * len(stories)), sharex=True)
+    figure, panels = plt.subplots(len(stories), 1, figsize=(8.4, 1.3 * len(stories)), sharex=True)
     for panel, run in zip(panels, stories, strict=True):
         limit = run["requests_per_minute"] / 60
         panel.step(range(len(run["sent"])), [n / limit for n in run["sent"]], color=OURS, lw=1)
@@ -80,7 +80,7 @@ def simulate(runs: list[dict[str, Any]], target: Path) -> None:
             if panel is panels[0]:
                 panel.text(instant + 0.5, 1.08, what, fontsize=6, color="#475569")
         panel.set_ylim(0, 1.2)
-        panel.set_ylabel(f"{run['workers']:,} workers", fontsize=8)
+        panel.set_ylabel(f"{run['workers']:,} workers,\n{run['busy']:,} busy", fontsize=7)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("simulated seconds; share of 5,400 requests a minute", fontsize=8)
