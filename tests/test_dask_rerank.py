@@ -44,8 +44,8 @@ import sys
 from distributed import LocalCluster
 
 if __name__ == "__main__":
-    nowhere = "127.0.0.1:0"
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=nowhere) as cluster:
+    own = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=2, **own) as cluster:
         print(cluster.scheduler_address, flush=True)
         sys.stdin.read()
 """
