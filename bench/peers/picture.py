@@ -74,11 +74,23 @@ def simulate(runs: list[dict[str, Any]], target: Path) -> None:
     figure, panels = plt.subplots(len(stories), 1, figsize=(8.4, 1.3 * len(stories)), sharex=True)
     for panel, run in zip(panels, stories, strict=True):
         limit = run["requests_per_minute"] / 60
-        panel.step(range(len(run["sent"])), [n / limit for n in run["sent"]], color=OURS, lw=1)
+        panel.step(
+            range(len(run["sent"])),
+            [n / limit for n in run["sent"]],
+            color=OURS,
+            lw=1,
+            where="post",
+        )
         for what, instant in run["events"].items():
             panel.axvline(instant, color=OTHERS, lw=0.8, ls="--")
             if panel is panels[0]:
-                panel.text(instant + 0.5, 1.08, what, fontsize=6, color="#475569")
+                panel.text(
+                    instant + 0.5,
+                    0.1 if what == "back again" else 1.08,
+                    what,
+                    fontsize=6,
+                    color="#475569",
+                )
         panel.set_ylim(0, 1.2)
         panel.set_ylabel(f"{run['workers']:,} workers,\n{run['busy']:,} busy", fontsize=7)
         panel.tick_params(labelsize=8)
