@@ -14,7 +14,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from queue import SimpleQueue
@@ -203,7 +203,8 @@ class Checkpoint:
         self.spent = spent
         for item in group:
             if isinstance(item, _Flush):
-                item.committed()
+                with suppress(RuntimeError):  # the loop that waited may have ended
+                    item.committed()
         return group[-1] is not None
 
 
