@@ -24,23 +24,25 @@ import msgspec
 import xxhash
 
 from batchrank.errors import OutputUnusable, StorageFailed, TryLater
-from batchrank.records import Dropped, Failed, Outcome, Scored, Spent
+from batchrank.records import Dropped, Failed, Outcome, Scored, Share, Spent
 
 T = TypeVar("T")
 
 COMMIT_SECONDS = 0.05
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 BEGIN;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE answers (
     plan INTEGER PRIMARY KEY, part INTEGER NOT NULL, digest BLOB NOT NULL,
-    scores BLOB, requests INTEGER NOT NULL, note TEXT, seal BLOB NOT NULL
+    scores BLOB, requests INTEGER NOT NULL, note TEXT, seal BLOB NOT NULL, shares BLOB
 );
 CREATE INDEX answers_of_part ON answers (part);
 CREATE TABLE parts (part INTEGER PRIMARY KEY, record BLOB NOT NULL);
 COMMIT;
 """
+_SINCE = {1: "ALTER TABLE answers ADD COLUMN shares BLOB"}
+"""What makes a checkpoint of a version one of the next."""
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -81,6 +83,7 @@ class Checkpoint:
         self._path = path
         self._queue: SimpleQueue[_Item] = SimpleQueue()
         with closing(_connection(path)) as database:
+            _bring_up_to_date(database)
             self.spent = self._meta(database, "spent", Spent) or Spent()
             self.leased = self._meta(database, "leased", int) or 0
         self._untold = max(0, self.leased - _most(self.spent))
@@ -111,7 +114,7 @@ class Checkpoint:
         """The committed answers of unpublished parts, by plan id."""
         with closing(_connection(self._path)) as database:
             rows = database.execute(
-                "SELECT plan, digest, scores, requests, note, seal FROM answers"
+                "SELECT plan, digest, scores, requests, note, shares, seal FROM answers"
             )
             return {plan: _answer(self._path, plan, *columns) for plan, *columns in rows}
 
@@ -257,6 +260,13 @@ def read_fingerprint(path: Path) -> bytes | None:
     return bytes(row[0])
 
 
+def _bring_up_to_date(database: sqlite3.Connection) -> None:
+    """Let a run go on that an earlier version began."""
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    for step in range(version, _VERSION):
+        database.executescript(f"BEGIN; {_SINCE[step]}; PRAGMA user_version={step + 1}; COMMIT")
+
+
 def _damaged(path: Path) -> OutputUnusable:
     return OutputUnusable(
         f"{path}: is damaged. The published parts are whole; to score the rest, choose a new "
@@ -282,22 +292,35 @@ def _write_meta(database: sqlite3.Connection, name: str, value: Spent | int) -> 
 
 
 def _insert(database: sqlite3.Connection, item: _Settled) -> None:
-    values: tuple[int, int, bytes, bytes | None, int, str | None]
+    values: tuple[int, bytes, bytes | None, int, str | None]
     match item.outcome:
         case Scored(plan_id=plan, relevance_scores=scores, requests=requests, note=note):
-            values = (plan, item.part, item.digest, scores.tobytes(), requests, note)
+            values = (plan, item.digest, scores.tobytes(), requests, note)
         case Failed(plan_id=plan, reason=reason):
-            values = (plan, item.part, item.digest, None, 0, reason)
+            values = (plan, item.digest, None, 0, reason)
         case Dropped():
             return
-    plan, _, digest, blob, requests, note = values
-    seal = _seal(plan, digest, blob, requests, note)
-    database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, seal))
+    plan, digest, blob, requests, note = values
+    shares = msgspec.msgpack.encode(item.outcome.shares) if item.outcome.shares else None
+    seal = _seal(plan, digest, blob, requests, note, shares)
+    database.execute(
+        "INSERT OR REPLACE INTO answers (plan, digest, scores, requests, note, shares, seal, part) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (*values, shares, seal, item.part),
+    )
 
 
-def _seal(plan: int, digest: bytes, scores: bytes | None, requests: int, note: str | None) -> bytes:
+def _seal(
+    plan: int,
+    digest: bytes,
+    scores: bytes | None,
+    requests: int,
+    note: str | None,
+    shares: bytes | None,
+) -> bytes:
     """SQLite's own check does not look into values: a flipped bit of a score would pass it."""
-    return xxhash.xxh3_64_digest(msgspec.msgpack.encode((plan, digest, scores, requests, note)))
+    values = (plan, digest, scores, requests, note, *([] if shares is None else [shares]))
+    return xxhash.xxh3_64_digest(msgspec.msgpack.encode(values))
 
 
 def _answer(
@@ -307,12 +330,14 @@ def _answer(
     scores: bytes | None,
     requests: int,
     note: str | None,
+    shares: bytes | None,
     seal: bytes,
 ) -> Answer:
-    if seal != _seal(plan, digest, scores, requests, note):
+    if seal != _seal(plan, digest, scores, requests, note, shares):
         raise _damaged(path)
+    each = msgspec.msgpack.decode(shares, type=list[Share]) if shares else ()
     if scores is None:
-        return Answer(digest, Failed(plan, note or "", Spent()))
+        return Answer(digest, Failed(plan, note or "", Spent(), each))
     values = array("d")
     values.frombytes(scores)
-    return Answer(digest, Scored(plan, values, requests, Spent(), note))
+    return Answer(digest, Scored(plan, values, requests, Spent(), note, each))

@@ -158,6 +158,9 @@ def _sync(out: Place, state: Path) -> None:
         raise StorageFailed(f"{out}: cannot be written: {error.strerror}.") from error
 
 
+_ADDED_SINCE = {"endpoint.unite_rows": False}
+"""Keys that earlier versions did not know, and what these did."""
+
 _DISK = {5, 28, 122}
 """EIO, ENOSPC, EDQUOT."""
 
@@ -191,9 +194,10 @@ def _check_same(out: Place, begun: Fingerprint, now: Fingerprint) -> None:
             "Choose a new output, or pass --restart."
         )
     for name, value in now.config.items():
-        if begun.config.get(name) != value:
+        before = begun.config.get(name, _ADDED_SINCE.get(name))
+        if before != value:
             raise ConfigInvalid(
-                f"{out}: begun with {name} = {begun.config.get(name)!r}, now {value!r}, which "
+                f"{out}: begun with {name} = {before!r}, now {value!r}, which "
                 "would mix results. Choose a new output, or pass --restart."
             )
 

@@ -19,7 +19,7 @@ from contextlib import (
     suppress,
 )
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from math import ceil, inf
 from pathlib import Path
 from random import Random
@@ -57,6 +57,7 @@ from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
 from batchrank.source import Source
 from batchrank.throttle import Throttle
 from batchrank.transport import Transport, connected
+from batchrank.uniting import Again, complete
 
 _log = logging.getLogger(__name__)
 
@@ -176,6 +177,7 @@ class _Run:
             parts=self._part_count,
             top_n=config.output.top_n,
             compression=config.output.compression,
+            request_ids=config.endpoint.unite_rows,
         )
         self._checkpoint = Checkpoint(claim.database)
         self._figures = Figures(config, rows, self._checkpoint.spent)
@@ -188,7 +190,9 @@ class _Run:
         self._superseded: dict[int, PartRecord] = {}
         self._reopened = self._reopen() if request.retry_failed else {}
         self._rows_before = total(self._published.values(), "rows")
-        self._assembly = Assembly(rows, self._rows_per_part)
+        united = config.endpoint.unite_rows
+        self._again = Again(chain(*self._reopened.values())) if united else None
+        self._assembly = Assembly(rows, self._rows_per_part, keep_ids=united)
         _log.info("%d rows, %d of %d parts published", rows, len(self._published), self._part_count)
         self._limited_by: str | None = None
 
@@ -329,7 +333,7 @@ class _Run:
             if missing:
                 ranges.append((parts[0] * size, min((parts[-1] + 1) * size, self._rows)))
         planner = planner_of(self._config, exact=exact)
-        return Feed(self._source, planner, ranges, size)
+        return Feed(self._source, planner, ranges, size, self._again)
 
     def _budget(self) -> Budget:
         """What may be spent. An earlier session that was killed is taken to have used its lease."""
@@ -361,11 +365,14 @@ class _Run:
         reopened = self._reopened.get(row.index // self._rows_per_part)
         if reopened is None:
             self._finish(self._assembly.begin(row))
-            return row.plans
+            return row.plans if self._again is None else complete(row)
         before = widened(reopened[row.index % self._rows_per_part], row.candidates)
         if not before.failed_requests:
             self._finish(self._assembly.place(before))
             return ()
+        if self._again is not None:
+            self._finish(self._assembly.begin(row, before))
+            return complete(row)
         self._finish(self._assembly.begin(row))
         known = outcomes_before(row.plans, before)
         for outcome in known.values():

@@ -17,11 +17,14 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     """One input row: its place in the whole input (from 0), its query, its candidates' texts.
 
     Ids and kept columns stay in Arrow (see `source.Chunk`): no step before the sink needs them.
+
+    `known`: a score for each candidate, NaN where there is none yet; one with a score is not sent.
     """
 
     index: int
     query: str | None
     texts: Sequence[str | None]
+    known: "array[float] | None" = None
 
 
 class Slot(msgspec.Struct, frozen=True, gc=False):
@@ -38,9 +41,10 @@ class RequestPlan(msgspec.Struct, frozen=True, gc=False):
     """One request: a query, its documents in candidate order, and what it weighs at the most.
 
     `plan_id` is the row's index and the piece's number in one integer, so that the same input
-    under the same limits gives the same ids. `tokens` is exact or an upper bound, `estimate` the
-    likely value. `digest` is 8 bytes that change with the texts: an answer is only ever used for
-    the texts it was given to.
+    under the same limits gives the same ids; rows that share a request have a slot each, in their
+    order, and the first of the rows planned together gives the id. `tokens` is exact or an upper
+    bound, `estimate` the likely value. `digest` is 8 bytes that change with the texts: an answer is
+    only ever used for the texts it was given to.
     """
 
     plan_id: int
@@ -57,7 +61,7 @@ class PlannedRow(msgspec.Struct, frozen=True, gc=False):
 
     `truncated` counts texts over the limit per document, the query included. `note` says in words
     what will not be sent and why. `fewest` is the lower bound on the number of its requests.
-    `failed`: it has something to score, and cannot be sent.
+    `failed`: it has something to score, and cannot be sent. `known` is the row's.
     """
 
     index: int
@@ -67,6 +71,7 @@ class PlannedRow(msgspec.Struct, frozen=True, gc=False):
     note: str | None
     fewest: int
     failed: bool = False
+    known: "array[float] | None" = None
 
 
 class Spent(msgspec.Struct, frozen=True, gc=False):
@@ -96,11 +101,21 @@ class Spent(msgspec.Struct, frozen=True, gc=False):
         )
 
 
+class Share(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one row has of a request that rows share and that was not answered as a whole: the
+    numbers of the answers that its scores came from, and in words which candidates have none.
+    """
+
+    answers: Sequence[int]
+    note: str | None
+
+
 class Scored(msgspec.Struct, frozen=True, gc=False):
     """A plan's answer: a score for each document, NaN where the endpoint refused that document.
 
     `requests` is the number of answers that the scores came from, above 1 when a refused request
-    had to be halved. `note` names the documents without a score.
+    had to be halved. `note` names the documents without a score; where rows share the request and
+    there is something to tell, each has its own of `shares`.
     """
 
     plan_id: int
@@ -108,14 +123,16 @@ class Scored(msgspec.Struct, frozen=True, gc=False):
     requests: int
     spent: Spent
     note: str | None = None
+    shares: Sequence[Share] = ()
 
 
 class Failed(msgspec.Struct, frozen=True, gc=False):
-    """A plan that got no score, and why, in words."""
+    """A plan that got no score, and why, in words: each row's in `shares` where rows share it."""
 
     plan_id: int
     reason: str
     spent: Spent
+    shares: Sequence[Share] = ()
 
 
 class Dropped(msgspec.Struct, frozen=True, gc=False):
@@ -129,7 +146,9 @@ Outcome = Scored | Failed | Dropped
 
 
 class RowScores(msgspec.Struct, frozen=True, gc=False):
-    """A finished row: one score per candidate in input order (NaN: none), and what became of it."""
+    """A finished row: one score per candidate in input order (NaN: none), and what became of it.
+    `request_ids`, ascending, are kept where rows share requests.
+    """
 
     index: int
     relevance_scores: "array[float]"
@@ -138,9 +157,12 @@ class RowScores(msgspec.Struct, frozen=True, gc=False):
     requests: int
     truncated: int
     failed_requests: int
+    request_ids: Sequence[int] = ()
 
 
 PLAN_BITS = 20
+ANSWER_BITS = 12
+"""A request has no more answers than documents, and one that rows share at most so many."""
 
 
 def plan_id(row: int, piece: int) -> int:
@@ -151,3 +173,13 @@ def plan_id(row: int, piece: int) -> int:
 def row_of(plan: int) -> int:
     """The row whose request this is."""
     return plan >> PLAN_BITS
+
+
+def request_id(plan: int, answer: int) -> int:
+    """The id of a plan's n-th answer, of which there are several only where it was halved."""
+    return plan << ANSWER_BITS | answer
+
+
+def plan_of(request: int) -> int:
+    """The plan whose answer has this id."""
+    return request >> ANSWER_BITS

@@ -32,6 +32,7 @@ RESULT = pa.struct(
     ]
 )
 SUCCESS = "_SUCCESS"
+REQUEST_IDS = "request_ids"
 
 
 STATUSES = ("scored", "partial", "failed", "skipped")
@@ -64,16 +65,26 @@ class PartRecord(msgspec.Struct, frozen=True):
 
 
 class Sink:
-    """Writes the parts of one output folder; `beside` is the folder for files not yet whole."""
+    """Writes the parts of one output folder; `beside` is the folder for files not yet whole. With
+    `request_ids`, which answers a row's scores are from is a column.
+    """
 
     def __init__(
-        self, folder: Place, beside: Path, *, parts: int, top_n: int, compression: str
+        self,
+        folder: Place,
+        beside: Path,
+        *,
+        parts: int,
+        top_n: int,
+        compression: str,
+        request_ids: bool = False,
     ) -> None:
         self._folder = folder
         self._beside = beside
         self._digits = max(5, len(str(parts - 1)))
         self._top_n = top_n
         self._compression = compression
+        self._request_ids = request_ids
 
     def name(self, part: int) -> str:
         """The file name of a part; names sort as their numbers do."""
@@ -100,10 +111,10 @@ class Sink:
         """The finished rows of a published part whose first row has this index."""
         record = self.read(part)
         failed = set(record.counts.failed_offsets)
-        table = pq.read_table(
-            opened(self._folder / record.name),
-            columns=["results", "status", "error", "requests", "truncated"],
-        )
+        columns = ["results", "status", "error", "requests", "truncated"]
+        if self._request_ids:
+            columns.append(REQUEST_IDS)
+        table = pq.read_table(opened(self._folder / record.name), columns=columns)
         return [
             RowScores(
                 index=first + offset,
@@ -113,6 +124,7 @@ class Sink:
                 requests=row["requests"],
                 truncated=row["truncated"],
                 failed_requests=int(offset in failed),
+                request_ids=row.get(REQUEST_IDS, ()),
             )
             for offset, row in enumerate(table.to_pylist())
         ]
@@ -139,6 +151,9 @@ class Sink:
             "requests": pa.array([row.requests for row in rows], pa.int32()),
             "truncated": pa.array([row.truncated for row in rows], pa.int32()),
         }
+        if self._request_ids:
+            ids = [row.request_ids for row in rows]
+            columns[REQUEST_IDS] = pa.array(ids, pa.list_(pa.int64()))
         for name, column in columns.items():
             table = table.append_column(name, column)
         return table.replace_schema_metadata(None)

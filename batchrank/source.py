@@ -91,7 +91,22 @@ class Source:
         for path, file in zip(self.paths, self.files, strict=True):
             if start + file.rows > first and start < stop:
                 try:
-                    yield from self._file_chunks(path, file.size, start, first, stop, rows_per_part)
+                    for at, piece in self._pieces(
+                        path, file.size, start, first, stop, rows_per_part, self._names
+                    ):
+                        yield self._chunk(at, piece)
+                except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                    raise unreadable(path, error) from error
+            start += file.rows
+
+    def queries(self, first: int, stop: int) -> Iterator[str | None]:
+        """The queries of rows `first` up to `stop`, without their candidates. Raises `InputBad`."""
+        start, name = 0, self._columns.query
+        for path, file in zip(self.paths, self.files, strict=True):
+            if start + file.rows > first and start < stop:
+                try:
+                    for _, piece in self._pieces(path, file.size, start, first, stop, stop, [name]):
+                        yield from decoded(piece.column(name)).to_pylist()
                 except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                     raise unreadable(path, error) from error
             start += file.rows
@@ -102,12 +117,22 @@ class Source:
         columns = [pa.array([], field.type) for field in schema]
         return self._chunk(0, pa.RecordBatch.from_arrays(columns, schema=schema)).kept
 
-    def _file_chunks(
-        self, path: Place, size: int, start: int, first: int, stop: int, rows_per_part: int
-    ) -> Iterator[Chunk]:
+    @property
+    def _names(self) -> list[str]:
         names = [self._columns.query, self._columns.candidates, *self._columns.keep]
-        if self._has_id:
-            names.append(self._columns.id)
+        return [*names, self._columns.id] if self._has_id else names
+
+    def _pieces(
+        self,
+        path: Place,
+        size: int,
+        start: int,
+        first: int,
+        stop: int,
+        rows_per_part: int,
+        names: Sequence[str],
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """These columns of a file whose first row is row `start` of all."""
         with pq.ParquetFile(
             opened(path), buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
         ) as parquet:
@@ -121,8 +146,7 @@ class Source:
                         _check_decoded(path, parquet.schema, group, names)
                     for batch in _batches(parquet, group, list(dict.fromkeys(names))):
                         _check_size(path, group, batch.nbytes, batch.num_rows)
-                        for at, piece in _cut(batch, start, first, stop, rows_per_part):
-                            yield self._chunk(at, piece)
+                        yield from _cut(batch, start, first, stop, rows_per_part)
                         start += batch.num_rows
                     if start != end:
                         raise InputBad(f"{path}: row group {group} lacks rows that it claims.")

@@ -15,7 +15,7 @@ from batchrank.places import plain
 from batchrank.schema import Columns
 from batchrank.shapes.groups import Gathered, Groups, pieces
 from batchrank.shapes.spill import give_back
-from batchrank.source import BATCH_ROWS, Chunk, FileIdentity, Source
+from batchrank.source import BATCH_ROWS, Chunk, FileIdentity, Source, decoded
 
 _CHUNK_BYTES = 4 << 20
 
@@ -30,11 +30,13 @@ class Grouped(Source):
         has_id: bool,
         gather: Callable[[], tuple[Groups, int]],
         nest: Callable[[Gathered], pa.RecordBatch],
+        asked: Callable[[Gathered], pa.Array],
         no_rows: Callable[[], pa.RecordBatch],
     ) -> None:
         super().__init__((), files, columns, has_id)
         self._gather = gather
         self._nest = nest
+        self._asked = asked
         self._no_rows = no_rows
         self._row_bytes = _CHUNK_BYTES // 4
 
@@ -61,6 +63,16 @@ class Grouped(Source):
                     nested = self._nest(piece)
                     self._row_bytes = max(1, nested.nbytes // nested.num_rows)
                     yield self._chunk(piece.first, nested)
+
+    def queries(self, first: int, stop: int) -> Iterator[str | None]:
+        """The queries of rows `first` up to `stop`, without their candidates' texts being made."""
+        if first >= stop:
+            return
+        groups, _ = self._groups
+        with _told_of(self.files):
+            for gathered in groups.read(first, stop):
+                for piece in pieces(gathered, first, stop, stop, lambda: BATCH_ROWS):
+                    yield from decoded(self._asked(piece)).to_pylist()
 
     def _most_rows(self) -> int:
         """As many as make a few megabytes; the rows before say how large rows are."""
