@@ -52,7 +52,7 @@ class _OpenRow(msgspec.Struct, gc=False):
     requests: int = 0
     failed_requests: int = 0
     notes: list[str] = []
-    request_ids: list[int] = []
+    request_ids: tuple[int, ...] = ()
 
 
 class Assembly:
@@ -97,7 +97,7 @@ class Assembly:
             scores = array("d", planned.known)
         row = _OpenRow(planned, scores, len(planned.plans))
         if before is not None:
-            row.requests, row.request_ids = before.requests, list(before.request_ids)
+            row.requests, row.request_ids = before.requests, tuple(before.request_ids)
         for plan in planned.plans:
             self._slots[plan.plan_id] = plan.slots
         if not planned.plans:
@@ -118,7 +118,7 @@ class Assembly:
             _take(row, slot, outcome, share)
             if self._keep_ids:
                 ids = [request_id(outcome.plan_id, answer) for answer in share.answers]
-                row.request_ids = [*row.request_ids, *ids]
+                row.request_ids = (*row.request_ids, *ids)
             if not row.waiting:
                 del self._rows[slot.row]
                 part = self.place(_finished(row))
@@ -208,5 +208,5 @@ def _finished(row: _OpenRow) -> RowScores:
         requests=row.requests,
         truncated=row.planned.truncated,
         failed_requests=failed_requests,
-        request_ids=sorted(row.request_ids),
+        request_ids=tuple(sorted(row.request_ids)),
     )

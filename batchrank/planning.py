@@ -133,17 +133,17 @@ class Planner:
         cut_query, cut = len(self._cap(query)), set(self._cap(union))
         query_tokens, share = self._count_if_needed(joined, query, union)
         packs, too_large = self._pack(joined.query, query_tokens, union, places)
-        shared = Shared(packs)
+        shared = Shared(packs, places)
         slots = [
-            shared.slots(row.index, mine, load.homes)
-            for row, (load, _), mine in zip(rows, own, places, strict=True)
+            shared.slots(at, row.index, load.homes)
+            for at, (row, (load, _)) in enumerate(zip(rows, own, strict=True))
         ]
         plans = [
             _request(
                 *(joined, first_piece + piece, union, pack, query_tokens, share),
                 slots=[of[piece] for of in slots if piece in of],
             )
-            for piece, pack in enumerate(packs)
+            for piece, pack in enumerate(shared.packs)
         ]
         first = next(at for at, mine in enumerate(places) if mine)
         fewest = {first: self._lower_bound(union.weight(query_tokens), len(union))}

@@ -9,7 +9,7 @@ is killed and resumed plans what it planned before.
 
 import heapq
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -86,34 +86,51 @@ def whole_in(
 
 
 class Shared:
-    """Requests that rows share, each given by the places of its texts among those of all rows."""
+    """Requests and the rows that share them. Both are given by places among the texts of all rows;
+    `packs` are the requests that come of it, with the texts that a row takes from them.
+    """
 
-    def __init__(self, packs: Sequence[Sequence[int]]) -> None:
-        self._documents = [{place: at for at, place in enumerate(pack)} for pack in packs]
-        self._having: dict[int, set[int]] = {}
+    def __init__(self, packs: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> None:
+        having: dict[int, set[int]] = {}
         for number, pack in enumerate(packs):
             for place in pack:
-                self._having.setdefault(place, set()).add(number)
+                having.setdefault(place, set()).add(number)
+        self._rows = rows
+        self._takes = [_takes(row, having) for row in rows]
+        taken: list[set[int]] = [set() for _ in packs]
+        for takes in self._takes:
+            for place, number in takes.items():
+                taken[number].add(place)
+        order = sorted((min(places), number) for number, places in enumerate(taken) if places)
+        self.packs = [sorted(taken[number]) for _, number in order]
+        self._piece = {number: piece for piece, (_, number) in enumerate(order)}
+        self._documents = [{place: at for at, place in enumerate(pack)} for pack in self.packs]
 
-    def slots(
-        self, row: int, places: Sequence[int], homes: Sequence[Sequence[int]] | None
-    ) -> dict[int, Slot]:
-        """What a row has of each request, by the request's number: all in the first that has all
-        of its texts; where there is none, each text in the first that has it. `homes` are the
-        candidates that hold each text; None: text i is candidate i.
+    def slots(self, at: int, row: int, homes: Sequence[Sequence[int]] | None) -> dict[int, Slot]:
+        """What a row, the one at this place of all, has of each request, by the request's number.
+        `homes` are the candidates that hold each of its texts; None: text i is candidate i.
         """
-        sent = [(own, place) for own, place in enumerate(places) if place in self._having]
-        whole = set[int].intersection(*(self._having[place] for _, place in sent)) if sent else ()
         found: dict[int, list[tuple[int, int]]] = {}
-        for own, place in sent:
-            number = min(whole or self._having[place])
-            document = self._documents[number][place]
+        takes = self._takes[at]
+        for own, place in enumerate(self._rows[at]):
+            if place not in takes:  # too large for any request
+                continue
+            piece = self._piece[takes[place]]
             for position in [own] if homes is None else homes[own]:
-                found.setdefault(number, []).append((position, document))
+                found.setdefault(piece, []).append((position, self._documents[piece][place]))
         return {
-            number: Slot(row, *map(list, zip(*sorted(found[number]), strict=True)))
-            for number in sorted(found)
+            piece: Slot(row, *map(list, zip(*sorted(found[piece]), strict=True)))
+            for piece in sorted(found)
         }
+
+
+def _takes(row: Sequence[int], having: Mapping[int, set[int]]) -> dict[int, int]:
+    """Which request each text of a row is taken from, of those that have it: all from the first
+    that has all of them; where there is none, each from the first.
+    """
+    sent = [having[place] for place in row if place in having]
+    whole = set.intersection(*sent) if sent else ()
+    return {place: min(whole or having[place]) for place in row if place in having}
 
 
 class Waiting:
