@@ -141,12 +141,13 @@ def words(figures: Forecast) -> str:
 
 def _saving(figures: Forecast) -> str:
     """What it makes that rows share queries, in words."""
-    requests, tokens = figures.requests_united, figures.tokens_united
-    apart = f"{figures.requests_apart:,} requests and {figures.tokens_apart:,} tokens"
-    shared = f"{figures.rows_sharing_queries:,} rows share their query"
-    if figures.config["endpoint"]["unite_rows"]:
-        return f"{shared}; sent apart they would be {apart}"
-    return f"{shared}; --unite-rows would send {requests:,} requests and {tokens:,} tokens"
+    asked = figures.config["endpoint"]["unite_rows"]
+    return (
+        f"{figures.rows_sharing_queries:,} rows share their query; --unite-rows "
+        f"{'sends' if asked else 'would send'} {figures.requests_united:,} requests instead of "
+        f"{figures.requests_apart:,}, {figures.tokens_united:,} tokens instead of "
+        f"{figures.tokens_apart:,}"
+    )
 
 
 def _groups(
