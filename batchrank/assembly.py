@@ -92,10 +92,8 @@ class Assembly:
         """Expect the outcomes of a row's plans; its part, if that was all the part still lacked.
         `before`: what the row had, of which only what has no score is planned.
         """
-        scores = array("d", [nan]) * planned.candidates
-        if planned.known is not None:
-            scores = array("d", planned.known)
-        row = _OpenRow(planned, scores, len(planned.plans))
+        scores = planned.known or array("d", [nan]) * planned.candidates
+        row = _OpenRow(planned, scores[:], len(planned.plans))
         if before is not None:
             row.requests, row.request_ids = before.requests, tuple(before.request_ids)
         for plan in planned.plans:
@@ -191,7 +189,7 @@ def _take(row: _OpenRow, slot: Slot, outcome: Scored | Failed, share: Share) -> 
 def _finished(row: _OpenRow) -> RowScores:
     unscored = sum(map(isnan, row.scores))
     failed_requests = row.failed_requests or int(row.planned.failed)
-    asked = row.requests or failed_requests
+    asked = row.requests or failed_requests or row.planned.known
     if not asked:
         status = "skipped"
     elif not unscored:

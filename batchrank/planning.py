@@ -8,6 +8,7 @@ This file does not know that plans are sent, nor that sending can fail.
 """
 
 import heapq
+from array import array
 from collections.abc import Callable, Collection, Sequence, Set
 from math import ceil, isnan
 from typing import cast
@@ -89,12 +90,18 @@ class Planner:
             return _nothing(row, "the query is null or blank")
         if not row.texts:
             return _nothing(row, "the row has no candidates")
-        load, blank = _distinct(row, merge=not self._whole)
-        if not load.texts:
-            return _nothing(row, _nothing_left(row, blank))
+        load, blank = _distinct(row.texts, row.known, merge=not self._whole)
+        if not load.texts and row.known is None:
+            return _nothing(row, "every candidate is empty or blank")
 
         query = _Load([row.query], bounds([row.query]), None)
         truncated = len(self._cap(query)) + len(load.positions(self._cap(load)))
+        truncated += self._cut_before(row)
+        if not load.texts:
+            note = _note(blank, ())
+            return PlannedRow(
+                row.index, len(row.texts), (), truncated, note, fewest=0, known=row.known
+            )
         query_tokens, share = self._count_if_needed(row, query, load)
         packs, oversized = self._pack(row.query, query_tokens, load)
         if self._whole and (oversized or len(packs) > 1):
@@ -121,7 +128,7 @@ class Planner:
         """
         if len(rows) == 1 and not first_piece:
             return [self.plan(rows[0])]
-        own = [_distinct(row, merge=True) for row in rows]
+        own = [_distinct(row.texts, row.known, merge=True) for row in rows]
         texts = list(dict.fromkeys(text for load, _ in own for text in load.texts))
         joined = Row(rows[0].index, rows[0].query, texts)
         if not joined.query or joined.query.isspace() or not texts:
@@ -152,7 +159,9 @@ class Planner:
             if not load.texts
             else _member(
                 *(row, load, blank, [plans[piece] for piece in of]),
-                truncated=cut_query + len(load.positions(_those(mine, cut))),
+                truncated=cut_query
+                + len(load.positions(_those(mine, cut)))
+                + self._cut_before(row),
                 oversized=_those(mine, set(too_large)),
                 fewest=fewest.get(at, 0),
             )
@@ -161,12 +170,20 @@ class Planner:
             )
         ]
 
+    def _cut_before(self, row: Row) -> int:
+        """How many of a row's candidates that have their scores were cut."""
+        if row.known is None:
+            return 0
+        known = zip(row.texts, row.known, strict=True)
+        there = [text for text, score in known if text and not isnan(score)]
+        return len(self._cap(_Load(there, bounds(there), None)))
+
     def _cap(self, load: _Load) -> list[int]:
         """Take tokens beyond the limit per text off: the server does not read them. Counts what
         the bytes leave open; the places of the texts that are cut.
         """
         cap = self._limits.max_tokens_per_document
-        if max(load.tokens) <= cap:
+        if max(load.tokens, default=0) <= cap:
             return []
         over = [place for place, tokens in enumerate(load.tokens) if tokens > cap]
         cut = []
@@ -340,11 +357,12 @@ def _deal(
     return [sorted(pile) for pile in sorted(filter(None, piles), key=min)]
 
 
-def _distinct(row: Row, *, merge: bool) -> tuple[_Load, list[int]]:
+def _distinct(
+    texts: Sequence[str | None], known: "array[float] | None", *, merge: bool
+) -> tuple[_Load, list[int]]:
     """The texts worth sending, in order of first sight and each once if `merge`, and the blank
     positions. What has a score already is not sent.
     """
-    texts, known = row.texts, row.known
     if known is None and len(set(texts)) == len(texts) and all(texts):
         whole = cast(Sequence[str], texts)
         if not any(map(str.isspace, whole)):  # nearly every row: a tenth of the cost
@@ -420,15 +438,8 @@ def _those(places: Sequence[int], wanted: Set[int]) -> list[int]:
     return [own for own, place in enumerate(places) if place in wanted]
 
 
-def _nothing(row: Row, why: str | None, *, failed: bool = False) -> PlannedRow:
-    return PlannedRow(row.index, len(row.texts), (), 0, why, 0, failed, row.known)
-
-
-def _nothing_left(row: Row, blank: Sequence[int]) -> str | None:
-    """Why none of a row's candidates is sent; None where that is because they have their scores."""
-    if len(blank) == len(row.texts):
-        return "every candidate is empty or blank"
-    return _note(blank, ())
+def _nothing(row: Row, why: str, *, failed: bool = False) -> PlannedRow:
+    return PlannedRow(row.index, len(row.texts), (), 0, why, 0, failed)
 
 
 def _note(blank: Sequence[int], oversized: Sequence[int]) -> str | None:

@@ -246,9 +246,11 @@ def test_only_what_failed_is_asked_again_and_no_good_score_is_touched(
         row["candidates"] += [
             {"doc_id": f"x{number}", "text": f"{row['query']} {number} poison"} for number in (1, 2)
         ]
+        row["candidates"].append({"doc_id": "long", "text": "word " * 100})
     source = written(tmp_path / "in.parquet", nested(content))
     limits = tmp_path / "parts.toml"
     small = f"[output]\nrows_per_part = {ROWS_PER_PART}\n[limits]\nmax_documents = 1\n"
+    small += "max_tokens_per_document = 50\n"
 
     def run(own: Server, *options: object) -> int:
         limits.write_text(small)
@@ -267,9 +269,10 @@ def test_only_what_failed_is_asked_again_and_no_good_score_is_touched(
     for old, new in zip(before, after, strict=True):
         scored = {one["index"]: one["relevance_score"] for one in new["results"]}
         known = {one["index"]: one["relevance_score"] for one in old["results"] if one["rank"]}
-        assert known.items() <= scored.items() and len(known) == 6
+        assert known.items() <= scored.items() and len(known) == 7
         assert set(old["request_ids"]) < set(new["request_ids"])
         assert new["requests"] == len(new["request_ids"])
+        assert old["truncated"] == new["truncated"] == 1
     assert run(well, "--retry-failed") == 0
     assert well.received == 6
 
