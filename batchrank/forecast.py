@@ -54,7 +54,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of `plan`. `tokens` are the formula's; the server adds a constant, estimated
     apart. `sample_error` is the 95 % half-width of each scaled total as a share of it. Requests and
     tokens come as they are, and as they would be without and with `endpoint.unite_rows`; a sample
-    sees only rows united that stand close to one another.
+    sees only rows united that stand close to one another. The lower bound is that of each row, or
+    of the rows that are held together (see `uniting`).
     """
 
     rows: int
