@@ -18,7 +18,7 @@ from batchrank.records import PLAN_BITS, PlannedRow, RequestPlan, Row, RowScores
 
 HELD_BYTES = 64 << 20
 """Of texts that wait, each counted once, as Python holds them at the most."""
-OPEN_PILES = 32
+OPEN_PILES = 16
 """A row looks at so many of the latest requests: one query may have thousands of rows."""
 _TEXT_BYTES = 256
 _PLACE_BYTES = 8
@@ -42,27 +42,27 @@ class _Pile:
         self._tokens = tokens
         self._sizes = sizes
 
-    def added(self, row: Iterable[int]) -> int | None:
+    def added(self, row: Sequence[int]) -> int | None:
         """The tokens that a row's texts would add; None where they do not all fit."""
-        new = self.places.union(row).difference(self.places)
+        new, left = self._new(row), self._room
+        if len(new) > left.documents:  # said first: of many requests most are full
+            return None
         added = sum(self._tokens[place] for place in new)
-        left = self._room
-        fits = (
-            len(new) <= left.documents
-            and added <= left.tokens
-            and sum(self._sizes[place] for place in new) <= left.bytes
-        )
+        fits = added <= left.tokens and sum(self._sizes[place] for place in new) <= left.bytes
         return added if fits else None
 
-    def take(self, row: Iterable[int]) -> None:
+    def take(self, row: Sequence[int]) -> None:
         """Add a row's texts, which fit."""
-        new = self.places.union(row).difference(self.places)
-        self.places |= new
+        new = self._new(row)
+        self.places.update(new)
         self._room = Room(
             self._room.documents - len(new),
             self._room.tokens - sum(self._tokens[place] for place in new),
             self._room.bytes - sum(self._sizes[place] for place in new),
         )
+
+    def _new(self, row: Sequence[int]) -> list[int]:
+        return [place for place in row if place not in self.places]
 
 
 def whole_in(

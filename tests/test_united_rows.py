@@ -35,7 +35,9 @@ import batchrank
 from batchrank import checkpoint
 from batchrank.checkpoint import Checkpoint
 from batchrank.errors import BatchrankError
-from batchrank.records import Failed, Scored, Share, Spent
+from batchrank.job import columns_of
+from batchrank.records import Failed, Scored, Share, Spent, plan_of
+from batchrank.shapes import Inputs, open_inputs
 
 ROWS_PER_PART = 60
 QUERIES, RETRIEVERS = 40, 4
@@ -163,17 +165,16 @@ def test_concurrency_leaves_no_trace(
     assert inside("verify", tmp_path / "out").returncode == 0
 
 
-def waiting(out: Path) -> int:
-    """Requests whose answers wait on disk for their part."""
+def waiting(out: Path) -> set[int]:
+    """Plans whose answers are on disk; those of a part may still be there when it is."""
     with closing(sqlite3.connect(out / "_batchrank" / "checkpoint.sqlite")) as database:
-        found: int = database.execute("SELECT count(*) FROM answers").fetchone()[0]
-    return found
+        return {plan for (plan,) in database.execute("SELECT plan FROM answers")}
 
 
 def committed(out: Path) -> int:
     """Requests whose answers are on disk."""
-    ids = {request for path in out.glob("part-*") for request in ids_of(path)}
-    return waiting(out) + len(ids)
+    parts = [plan_of(request) for path in out.glob("part-*") for request in ids_of(path)]
+    return len(waiting(out).union(parts))
 
 
 def ids_of(part: Path) -> set[int]:
@@ -277,6 +278,28 @@ def test_only_what_failed_is_asked_again_and_no_good_score_is_touched(
     assert well.received == 6
 
 
+@pytest.mark.parametrize(("first", "stop"), [(0, 160), (37, 41), (90, 131), (159, 160), (5, 5)])
+def test_queries_are_those_of_the_rows_from_any_row_to_any_other(
+    tmp_path: Path, first: int, stop: int
+) -> None:
+    content = rows("read")
+    content[91]["query"] = None
+    pairs = [
+        {"query_id": row["query_id"], "query": row["query"], "text": one["text"]}
+        for row in content
+        for one in row["candidates"]
+    ]
+    for name, table in (("rows", nested(content)), ("pairs", pa.Table.from_pylist(pairs))):
+        half = 100 * (table.num_rows // len(content))
+        written(tmp_path / name / "a.parquet", table.slice(0, half), row_group_size=17)
+        written(tmp_path / name / "b.parquet", table.slice(half), row_group_size=40)
+        source = open_inputs(
+            Inputs([str(tmp_path / name)]), columns_of(batchrank.config.load(None, {}))
+        )
+        assert source.total_rows == len(content)
+        assert list(source.queries(first, stop)) == [row["query"] for row in content[first:stop]]
+
+
 def test_pairs_with_two_ids_for_one_query_give_the_bytes_of_rows(
     server: Server, tmp_path: Path
 ) -> None:
@@ -373,7 +396,7 @@ def test_a_run_of_an_earlier_version_goes_on(
     process = started(*run, "--max-in-flight", 4)
     until(lambda: own.received >= 40, "some requests are sent")
     assert killed(process) == -signal.SIGKILL
-    before, known = settled(own)["requests"], waiting(out)
+    before, known = settled(own)["requests"], len(waiting(out))
     assert known and not part_bytes(out)
     with closing(sqlite3.connect(out / "_batchrank" / "checkpoint.sqlite")) as database:
         database.execute("ALTER TABLE answers DROP COLUMN shares")
