@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "batchrank"
 
 CORE = {"errors", "limits", "tokens", "planning", "retry", "assembly", "budget", "providers"}
-CORE |= {"pricing", "congestion"}
+CORE |= {"pricing", "congestion", "uniting"}
 DIALECT_FILES = ("answers", "fields", "flat", "served", "cohere", "native", "voyage", "tei")
 WIRE = {"wire", *(f"wire.{name}" for name in DIALECT_FILES)}
 SHELL = {"source", "sink", "checkpoint", "transport", "throttle", "dispatch"}
