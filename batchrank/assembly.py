@@ -20,8 +20,10 @@ from batchrank.records import (
     RequestPlan,
     RowScores,
     Scored,
+    Share,
     Slot,
     Spent,
+    request_id,
 )
 
 
@@ -50,12 +52,16 @@ class _OpenRow(msgspec.Struct, gc=False):
     requests: int = 0
     failed_requests: int = 0
     notes: list[str] = []
+    request_ids: tuple[int, ...] = ()
 
 
 class Assembly:
-    """The rows and parts that are not finished yet; every input row passes through once."""
+    """The rows and parts that are not finished yet; every input row passes through once. Of which
+    answers a row's scores are is kept if `keep_ids`.
+    """
 
-    def __init__(self, total_rows: int, rows_per_part: int) -> None:
+    def __init__(self, total_rows: int, rows_per_part: int, *, keep_ids: bool = False) -> None:
+        self._keep_ids = keep_ids
         self._total_rows = total_rows
         self._rows_per_part = rows_per_part
         self._parts: dict[int, Part] = {}
@@ -82,10 +88,14 @@ class Assembly:
             part = self._parts[index] = Part(index, first, [None] * size, size, [])
         part.kept.append(kept)
 
-    def begin(self, planned: PlannedRow) -> Part | None:
-        """Expect the outcomes of a row's plans; its part, if that was all the part still lacked."""
+    def begin(self, planned: PlannedRow, before: RowScores | None = None) -> Part | None:
+        """Expect the outcomes of a row's plans; its part, if that was all the part still lacked.
+        `before`: what the row had, of which only what has no score is planned.
+        """
         scores = planned.known or array("d", [nan]) * planned.candidates
         row = _OpenRow(planned, scores[:], len(planned.plans))
+        if before is not None:
+            row.requests, row.request_ids = before.requests, tuple(before.request_ids)
         for plan in planned.plans:
             self._slots[plan.plan_id] = plan.slots
         if not planned.plans:
@@ -104,9 +114,13 @@ class Assembly:
         if isinstance(outcome, Dropped):
             return []
         finished = []
-        for slot in self._slots.pop(outcome.plan_id):
+        for place, slot in enumerate(self._slots.pop(outcome.plan_id)):
             row = self._rows[slot.row]
-            _take(row, slot, outcome)
+            share = _share(outcome, place)
+            _take(row, slot, outcome, share)
+            if self._keep_ids:
+                ids = [request_id(outcome.plan_id, answer) for answer in share.answers]
+                row.request_ids = (*row.request_ids, *ids)
             if not row.waiting:
                 del self._rows[slot.row]
                 part = self.place(_finished(row))
@@ -150,20 +164,30 @@ def _outcome_before(plan: RequestPlan, row: RowScores) -> Scored | None:
     return Scored(plan.plan_id, scores, requests=1, spent=Spent())
 
 
-def _take(row: _OpenRow, slot: Slot, outcome: Scored | Failed) -> None:
-    row.waiting -= 1
+def _share(outcome: Scored | Failed, place: int) -> Share:
+    """What the row of a plan's slot has of its outcome."""
+    if outcome.shares:
+        return outcome.shares[place]
     if isinstance(outcome, Failed):
+        return Share((), outcome.reason)
+    return Share(range(outcome.requests), outcome.note)
+
+
+def _take(row: _OpenRow, slot: Slot, outcome: Scored | Failed, share: Share) -> None:
+    row.waiting -= 1
+    if share.note:
+        row.notes = [*row.notes, share.note]
+    if isinstance(outcome, Failed) or not share.answers:
         row.failed_requests += 1
-        row.notes = [*row.notes, outcome.reason]
         return
-    if slot.documents == range(len(row.scores)) == slot.positions:  # one request, nothing left out
-        row.scores = outcome.relevance_scores
+    scores = outcome.relevance_scores
+    whole = len(scores) == len(row.scores)
+    if whole and slot.documents == range(len(scores)) == slot.positions:  # nothing left out
+        row.scores = scores
     else:
         for position, document in zip(slot.positions, slot.documents, strict=True):
-            row.scores[position] = outcome.relevance_scores[document]
-    row.requests += outcome.requests
-    if outcome.note:
-        row.notes = [*row.notes, outcome.note]
+            row.scores[position] = scores[document]
+    row.requests += len(share.answers)
 
 
 def _finished(row: _OpenRow) -> RowScores:
@@ -187,4 +211,5 @@ def _finished(row: _OpenRow) -> RowScores:
         truncated=row.planned.truncated,
         failed_requests=failed_requests,
         pairs=row.planned.pairs,
+        request_ids=tuple(sorted(row.request_ids)),
     )

@@ -24,24 +24,35 @@ import msgspec
 import xxhash
 
 from batchrank.errors import OutputUnusable, StorageFailed, TryLater
-from batchrank.records import PLAN_BITS, Dropped, Failed, Outcome, Scored, Spent
+from batchrank.records import PLAN_BITS, Dropped, Failed, Outcome, Scored, Share, Spent
 
 T = TypeVar("T")
 
 COMMIT_SECONDS = 0.05
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 BEGIN;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE answers (
     plan INTEGER PRIMARY KEY, part INTEGER NOT NULL, digest BLOB NOT NULL,
-    scores BLOB, requests INTEGER NOT NULL, note TEXT, seal BLOB NOT NULL
+    scores BLOB, requests INTEGER NOT NULL, note TEXT, seal BLOB NOT NULL, shares BLOB, also TEXT
 );
 CREATE INDEX answers_of_part ON answers (part);
 CREATE TABLE parts (part INTEGER PRIMARY KEY, record BLOB NOT NULL);
 COMMIT;
 """
-_ANSWER = "plan, digest, scores, requests, note, seal"
+_SINCE = {
+    1: "ALTER TABLE answers ADD COLUMN shares BLOB; ALTER TABLE answers ADD COLUMN also TEXT",
+}
+"""What makes a checkpoint of a version one of the next."""
+_ANSWER = "plan, digest, scores, requests, note, shares, seal"
+_ROWS = """
+WITH mine AS (
+    SELECT plan, also FROM answers WHERE part = :part AND (scores IS NOT NULL OR NOT :scored)
+)
+SELECT count(*) FROM (SELECT plan >> :bits FROM mine UNION SELECT value FROM mine, json_each(also))
+"""
+"""The rows of a part that have answers: those of a request that rows share are all of them."""
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -55,6 +66,7 @@ class _Settled(msgspec.Struct, frozen=True, gc=False):
     part: int
     digest: bytes
     outcome: Outcome
+    also: Sequence[int]
 
 
 class _Published(msgspec.Struct, frozen=True, gc=False):
@@ -82,15 +94,18 @@ class Checkpoint:
         self._path = path
         self._queue: SimpleQueue[_Item] = SimpleQueue()
         with closing(_connection(path)) as database:
+            _bring_up_to_date(database)
             self.spent = self._meta(database, "spent", Spent) or Spent()
             self.leased = self._meta(database, "leased", int) or 0
         self._untold = max(0, self.leased - _most(self.spent))
         self._thread: threading.Thread | None = None
         self.error: StorageFailed | None = None
 
-    def record(self, part: int, digest: bytes, outcome: Outcome) -> None:
-        """Keep an outcome. It counts a moment later, once committed."""
-        self._queue.put(_Settled(part, digest, outcome))
+    def record(self, part: int, digest: bytes, outcome: Outcome, also: Sequence[int] = ()) -> None:
+        """Keep an outcome. It counts a moment later, once committed. `also`: rows that share it
+        with the one that gives the plan its id.
+        """
+        self._queue.put(_Settled(part, digest, outcome, also))
 
     def forget(self, part: int, record: bytes) -> None:
         """A part is published: keep its record, drop its answers."""
@@ -130,12 +145,15 @@ class Checkpoint:
 
     def rows_kept(self, published: Container[int], *, scored: bool) -> int:
         """How many rows of parts that are not published have answers, or scores."""
-        count = "SELECT part, count(DISTINCT plan >> ?) FROM answers"
-        kind = " WHERE scores IS NOT NULL" if scored else ""
+        asked = {"scored": scored, "bits": PLAN_BITS}
         try:
             with closing(_connection(self._path)) as database:
-                counts = database.execute(f"{count}{kind} GROUP BY part", (PLAN_BITS,))
-                return sum(rows for part, rows in counts if part not in published)
+                parts = database.execute("SELECT DISTINCT part FROM answers").fetchall()
+                return sum(
+                    database.execute(_ROWS, {**asked, "part": part}).fetchone()[0]
+                    for (part,) in parts
+                    if part not in published
+                )
         except sqlite3.Error as error:
             raise StorageFailed(f"{self._path}: cannot be read: {error}.") from error
 
@@ -285,6 +303,13 @@ def read_fingerprint(path: Path) -> bytes | None:
     return bytes(row[0])
 
 
+def _bring_up_to_date(database: sqlite3.Connection) -> None:
+    """Let a run go on that an earlier version began."""
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    for step in range(version, _VERSION):
+        database.executescript(f"BEGIN; {_SINCE[step]}; PRAGMA user_version={step + 1}; COMMIT")
+
+
 def _damaged(path: Path) -> OutputUnusable:
     return OutputUnusable(
         f"{path}: is damaged. The published parts are whole; to score the rest, choose a new "
@@ -310,22 +335,36 @@ def _write_meta(database: sqlite3.Connection, name: str, value: Spent | int) -> 
 
 
 def _insert(database: sqlite3.Connection, item: _Settled) -> None:
-    values: tuple[int, int, bytes, bytes | None, int, str | None]
+    values: tuple[int, bytes, bytes | None, int, str | None]
     match item.outcome:
         case Scored(plan_id=plan, relevance_scores=scores, requests=requests, note=note):
-            values = (plan, item.part, item.digest, scores.tobytes(), requests, note)
+            values = (plan, item.digest, scores.tobytes(), requests, note)
         case Failed(plan_id=plan, reason=reason):
-            values = (plan, item.part, item.digest, None, 0, reason)
+            values = (plan, item.digest, None, 0, reason)
         case Dropped():
             return
-    plan, _, digest, blob, requests, note = values
-    seal = _seal(plan, digest, blob, requests, note)
-    database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, seal))
+    plan, digest, blob, requests, note = values
+    shares = msgspec.msgpack.encode(item.outcome.shares) if item.outcome.shares else None
+    also = msgspec.json.encode(item.also).decode() if item.also else None
+    seal = _seal(plan, digest, blob, requests, note, shares)
+    database.execute(
+        f"INSERT OR REPLACE INTO answers ({_ANSWER}, part, also) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*values, shares, seal, item.part, also),
+    )
 
 
-def _seal(plan: int, digest: bytes, scores: bytes | None, requests: int, note: str | None) -> bytes:
+def _seal(
+    plan: int,
+    digest: bytes,
+    scores: bytes | None,
+    requests: int,
+    note: str | None,
+    shares: bytes | None,
+) -> bytes:
     """SQLite's own check does not look into values: a flipped bit of a score would pass it."""
-    return xxhash.xxh3_64_digest(msgspec.msgpack.encode((plan, digest, scores, requests, note)))
+    values = (plan, digest, scores, requests, note, *([] if shares is None else [shares]))
+    return xxhash.xxh3_64_digest(msgspec.msgpack.encode(values))
 
 
 def _answer(
@@ -335,12 +374,14 @@ def _answer(
     scores: bytes | None,
     requests: int,
     note: str | None,
+    shares: bytes | None,
     seal: bytes,
 ) -> Answer:
-    if seal != _seal(plan, digest, scores, requests, note):
+    if seal != _seal(plan, digest, scores, requests, note, shares):
         raise _damaged(path)
+    each = msgspec.msgpack.decode(shares, type=list[Share]) if shares else ()
     if scores is None:
-        return Answer(digest, Failed(plan, note or "", Spent()))
+        return Answer(digest, Failed(plan, note or "", Spent(), each))
     values = array("d")
     values.frombytes(scores)
-    return Answer(digest, Scored(plan, values, requests, Spent(), note))
+    return Answer(digest, Scored(plan, values, requests, Spent(), note, each))

@@ -201,6 +201,9 @@ def sync(out: Place, state: Path) -> None:
         raise StorageFailed(f"{out}: cannot be written: {error.strerror}.") from error
 
 
+_ADDED_SINCE = {"endpoint.unite_rows": False}
+"""Keys that earlier versions did not know, and what these did."""
+
 _DISK = {5, 28, 122}
 """EIO, ENOSPC, EDQUOT."""
 
@@ -239,10 +242,11 @@ def check_same(out: Place, begun: Fingerprint, now: Fingerprint) -> None:
             f"{advice}"
         )
     for name, value in now.config.items():
-        if begun.config.get(name) != value:
+        before = begun.config.get(name, _ADDED_SINCE.get(name))
+        if before != value:
             raise ConfigInvalid(
-                f"{out}: begun with {name} = {begun.config.get(name)!r}, now {value!r}, which "
-                f"would mix results. {advice}"
+                f"{out}: begun with {name} = {before!r}, now {value!r}, which would mix results. "
+                f"{advice}"
             )
 
 

@@ -21,11 +21,13 @@ from batchrank.errors import ConfigInvalid
 from batchrank.limits import Amount, AtLeastOne, RateLimits, RequestLimits, Whole
 from batchrank.pricing import Price
 from batchrank.providers import PROVIDERS, Provider, scores_lists
+from batchrank.records import ANSWER_BITS
 
 
 class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whom to ask, and how. `base_url` ends where the SDKs' base URLs end. `scores_lists`: the
-    model scores a list as a whole. `price_usd`: of a million tokens, or of a thousand searches.
+    model scores a list as a whole. `unite_rows`: rows that share a query share requests.
+    `price_usd`: of a million tokens, or of a thousand searches.
 
     Model, key variable, `scores_lists` and price are by default the provider's.
     """
@@ -35,6 +37,7 @@ class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     model: Annotated[str, Meta(min_length=1)] = "qwen3-rerank"
     instruct: str = ""
     scores_lists: bool = False
+    unite_rows: bool = False
     price_usd: Amount = 0.1
     api_key_env: str = "DASHSCOPE_API_KEY"
     api_key_file: str = ""
@@ -97,7 +100,7 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """
         endpoint = {
             name: getattr(self.endpoint, name)
-            for name in ("provider", "model", "instruct", "scores_lists")
+            for name in ("provider", "model", "instruct", "scores_lists", "unite_rows")
         }
         sections = {
             "endpoint": endpoint,
@@ -288,6 +291,9 @@ def _plain(message: str) -> str:
 def _check(config: JobConfig, name: str, insecure_http: bool) -> None:
     columns = [config.input.id_column, *config.input.keep_columns]
     taken = {"results", "status", "error", "requests", "truncated", "doc_ids"}
+    if config.endpoint.unite_rows:
+        _check_unites(config, name)
+        taken.add("request_ids")
     for column in columns:
         if columns.count(column) > 1 or column in taken:
             raise ConfigInvalid(f"{name}: input: the output cannot have a second column {column}.")
@@ -303,6 +309,21 @@ def _check(config: JobConfig, name: str, insecure_http: bool) -> None:
         raise ConfigInvalid(
             f'{name}: provider "{endpoint.provider}" takes no instruction: leave endpoint.instruct '
             "empty."
+        )
+
+
+def _check_unites(config: JobConfig, name: str) -> None:
+    if config.endpoint.scores_lists:
+        raise ConfigInvalid(
+            f"{name}: endpoint.unite_rows: {config.endpoint.model} scores a list as a whole "
+            "(endpoint.scores_lists), so rows that share a request would change each other's "
+            "scores. Leave one of the two false."
+        )
+    most = 1 << ANSWER_BITS
+    if config.limits.max_documents > most:
+        raise ConfigInvalid(
+            f"{name}: limits.max_documents is {config.limits.max_documents:,}; a request that rows "
+            f"share (endpoint.unite_rows) holds at most {most:,}."
         )
 
 

@@ -23,7 +23,17 @@ import msgspec
 
 from batchrank.errors import BatchrankError
 from batchrank.pricing import Price
-from batchrank.records import Dropped, Failed, Outcome, RequestPlan, Scored, Spent, row_of
+from batchrank.records import (
+    Dropped,
+    Failed,
+    Outcome,
+    RequestPlan,
+    Scored,
+    Share,
+    Slot,
+    Spent,
+    row_of,
+)
 from batchrank.retry import (
     MAX_ATTEMPTS,
     MAX_ATTEMPTS_ALONE,
@@ -214,7 +224,8 @@ class Sender:
     ) -> Outcome:
         """What a plan comes to that was not answered as a whole, from its first verdict on."""
         scores = array("d", [nan]) * len(plan.documents)
-        notes: list[str] = []
+        answer_of = [-1] * len(plan.documents)
+        blamed: list[_Blamed] = []
         answers = 0
         work: list[_Part] = []
         while True:
@@ -224,20 +235,20 @@ class Sender:
                 )
             match verdict:
                 case Scores(relevance_scores=found):
-                    answers += 1
                     self._remember(part)
                     for document, score in zip(part.documents, found, strict=True):
                         scores[document] = score
+                        answer_of[document] = answers
+                    answers += 1
                     if part.blamed is not None:
-                        notes.append(f"document {_candidate(plan, part.blamed)}: {part.reason}")
+                        blamed.append(([part.blamed], part.reason))
                 case Without(index=index, reason=reason) if part.whole is None and len(part) > 1:
                     work.insert(0, part.without(index, reason))
                 case Halve(reason=reason) | Without(reason=reason) if len(part) > 1:
                     by_size = isinstance(verdict, Halve) and verdict.size
                     work[:0] = part.halves(_Refused(len(part), body_bytes) if by_size else None)
                 case Halve(reason=reason) | Without(reason=reason) | GiveUp(reason=reason):
-                    names = [_candidate(plan, document) for document in part.documents]
-                    notes.append(f"{_listed(names)}: {reason}")
+                    blamed.append((part.documents, reason))
                 case Stop(error=error):
                     self._halt.set(error, DRAIN_SECONDS)
                     raise Halted
@@ -245,10 +256,11 @@ class Sender:
                 break
             part = work.pop(0)
             verdict, body_bytes = await self._ask(plan, part.documents, tally)
+        shares = [_share(slot, answer_of, blamed) for slot in plan.slots]
+        note, shares = shares[0].note, shares if len(shares) > 1 else []
         if not answers:
-            return Failed(plan.plan_id, "; ".join(notes), tally.spent())
-        spent = tally.spent(plan.estimate)
-        return Scored(plan.plan_id, scores, answers, spent, "; ".join(notes) or None)
+            return Failed(plan.plan_id, note or "", tally.spent(), shares)
+        return Scored(plan.plan_id, scores, answers, tally.spent(plan.estimate), note, shares)
 
     def _remember(self, part: "_Part") -> None:
         """What was too large as a whole and is not in halves was refused for its size in all, not
@@ -390,10 +402,21 @@ class _Part:
         return [_Part(half, half_of=refused) for half in (documents[:middle], documents[middle:])]
 
 
-def _candidate(plan: RequestPlan, document: int) -> int:
-    """The first candidate that a document of the request stands for."""
-    slot = plan.slots[0]
-    return slot.positions[slot.documents.index(document)]
+_Blamed = tuple[Sequence[int], str]
+
+
+def _share(slot: Slot, answer_of: Sequence[int], blamed: Sequence[_Blamed]) -> Share:
+    """What a row has of a request that was not answered as a whole: documents are named by the
+    first of the row's candidates that they stand for.
+    """
+    notes = []
+    for documents, reason in blamed:
+        own = set(slot.documents).intersection(documents)
+        if own:
+            names = [slot.positions[slot.documents.index(document)] for document in own]
+            notes.append(f"{_listed(names)}: {reason}")
+    answers = {answer_of[document] for document in slot.documents} - {-1}
+    return Share(sorted(answers), "; ".join(notes) or None)
 
 
 def _listed(candidates: Sequence[int]) -> str:

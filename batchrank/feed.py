@@ -1,23 +1,28 @@
 """Rows read and planned in a thread, one chunk ahead of whoever takes them.
 
-The thread works while the event loop sends; it never gets further ahead than that one chunk.
+The thread works while the event loop sends; it never gets further ahead than that one chunk. Where
+rows that share a query are united, a chunk comes with the plans of those rows, of this chunk or
+before, that wait for no other any more; with a part's last chunk come all that are left of it.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 from batchrank.planning import Planner
 from batchrank.records import PlannedRow, Row
 from batchrank.source import Chunk, Flags, Source
+from batchrank.uniting import Again, Waiting
 
 
 class Feed:
     """The rows of `ranges` (first, stop) in order, cut at the borders of parts, with their plans.
 
     `known` is asked for each row with what is known of it. `waited_seconds`: how long whoever takes
-    them has waited. Raises as reading does.
+    them has waited. Rows that share a query are planned together if there is an `again` (empty
+    where nothing is asked again). Raises as reading does.
     """
 
     def __init__(
@@ -27,12 +32,14 @@ class Feed:
         ranges: Sequence[tuple[int, int]],
         rows_per_part: int,
         known: Callable[[Row], Row] | None = None,
+        again: Again | None = None,
     ) -> None:
         self._source = source
         self._planner = planner
         self._ranges = ranges
         self._rows_per_part = rows_per_part
         self._known = known
+        self._again = again
         self.waited_seconds = 0.0
 
     async def chunks(
@@ -53,6 +60,40 @@ class Feed:
 
     def _planned(self, only: Flags | None) -> Iterator[tuple[Chunk, list[PlannedRow]]]:
         for first, stop in self._ranges:
-            for chunk in self._source.chunks(first, stop, self._rows_per_part, only):
-                rows = chunk.rows if self._known is None else map(self._known, chunk.rows)
-                yield chunk, [self._planner.plan(row) for row in rows]
+            if self._again is None:
+                for chunk in self._source.chunks(first, stop, self._rows_per_part, only):
+                    rows = chunk.rows if self._known is None else map(self._known, chunk.rows)
+                    yield chunk, [self._planner.plan(row) for row in rows]
+                continue
+            assert only is None, "rows that are sent together have no bands"
+            for chunk, groups in gathered(
+                self._source, first, stop, self._rows_per_part, self._known, self._again
+            ):
+                planned = [
+                    row
+                    for rows in groups
+                    for row in self._planner.plan_together(rows, self._again.piece(rows[0].index))
+                ]
+                yield chunk, planned
+
+
+def gathered(
+    source: Source,
+    first: int,
+    stop: int,
+    rows_per_part: int,
+    known: Callable[[Row], Row] | None,
+    again: Again,
+) -> Iterator[tuple[Chunk, list[list[Row]]]]:
+    """The chunks of some rows, each with the groups of rows of one query that it makes ready."""
+    queries = (
+        query if again.is_open(row) else None
+        for row, query in enumerate(source.queries(first, stop), first)
+    )
+    border = first
+    for chunk in source.chunks(first, stop, rows_per_part):
+        if chunk.first == border:
+            border = min((border // rows_per_part + 1) * rows_per_part, stop)
+            waiting = Waiting(chunk.first, islice(queries, border - chunk.first))
+        rows = map(again.row, chunk.rows if known is None else map(known, chunk.rows))
+        yield chunk, [group for row in rows for group in waiting.take(row)]

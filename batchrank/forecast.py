@@ -13,15 +13,18 @@ import msgspec
 
 from batchrank.account import AIM
 from batchrank.config import JobConfig
+from batchrank.feed import gathered
 from batchrank.job import columns_of, planner_of
 from batchrank.limits import RateLimits
 from batchrank.places import Place
 from batchrank.planning import Planner
-from batchrank.records import PlannedRow
+from batchrank.pricing import Price
+from batchrank.records import PlannedRow, RequestPlan
 from batchrank.report import clock, money, reused_line
 from batchrank.reuse import Reuse, opened
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.source import Source
+from batchrank.uniting import Again
 from batchrank.wire.cohere import searches
 
 BLOCKS = 16
@@ -40,14 +43,23 @@ _COUNTS = (
     "rows_reused",
     "requests",
     "requests_lower_bound",
+    "tokens_server_constant",
+    "requests_apart",
+    "requests_united",
+    "rows_sharing_queries",
     "tokens",
+    "tokens_apart",
+    "tokens_united",
     "searches",
 )
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of `plan`. `tokens` are the formula's; the server adds a constant, estimated
-    apart. `sample_error` is the 95 % half-width of each scaled total as a share of it.
+    apart. `sample_error` is the 95 % half-width of each scaled total as a share of it. Requests and
+    tokens come as they are, and as they would be without and with `endpoint.unite_rows`; a sample
+    sees only rows united that stand close to one another. The lower bound is that of each row, or
+    of the rows that are held together (see `uniting`).
     """
 
     rows: int
@@ -61,7 +73,12 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     rows_reused: int
     requests: int
     requests_lower_bound: int
+    requests_apart: int
+    requests_united: int
+    rows_sharing_queries: int
     tokens: int
+    tokens_apart: int
+    tokens_united: int
     tokens_server_constant: int
     searches: int
     cost_usd: float
@@ -91,10 +108,10 @@ def forecast(
     previous = None if reuse is None else opened(reuse, config, rows_only=reuse_rows_only)
     known = None if previous is None else Reuse(config, previous)
     if not sample or sample >= rows:
-        totals = _sum(_counts(row) for row in _planned(source, planner, known, 0, rows))
+        totals = _sum(_groups(config, source, planner, known, 0, rows))
         return _figures(config, totals, None, None)
     blocks = [
-        _sum(_counts(row) for row in _planned(source, planner, known, first, stop))
+        _sum(_groups(config, source, planner, known, first, stop))
         for first, stop in _spread(rows, sample)
     ]
     seen = _sum(blocks)
@@ -129,6 +146,8 @@ def words(figures: Forecast) -> str:
         ("time", f"{about}{took}"),
         ("limited by", figures.limited_by),
     ]  # fmt: skip
+    if figures.rows_sharing_queries:
+        lines.insert(3, ("uniting", about + _saving(figures)))
     if figures.sampled_rows:
         lines.insert(0, ("sample", f"{figures.sampled_rows:,} rows; figures are scaled up"))
     shown = [
@@ -139,31 +158,70 @@ def words(figures: Forecast) -> str:
     return "\n".join([*(f"{name:<11}{text}" for name, text in lines), "configuration", *shown])
 
 
-def _planned(
-    source: Source, planner: Planner, known: Reuse | None, first: int, stop: int
-) -> Iterator[PlannedRow]:
-    for chunk in source.chunks(first, stop, max(stop, 1)):
-        for row in chunk.rows:
-            yield planner.plan(row if known is None else known(row))
+def _saving(figures: Forecast) -> str:
+    """What it makes that rows share queries, in words."""
+    asked = figures.config["endpoint"]["unite_rows"]
+    return (
+        f"{figures.rows_sharing_queries:,} rows share their query; --unite-rows "
+        f"{'sends' if asked else 'would send'} {figures.requests_united:,} requests instead of "
+        f"{figures.requests_apart:,}, {figures.tokens_united:,} tokens instead of "
+        f"{figures.tokens_apart:,}"
+    )
 
 
-def _counts(row: PlannedRow) -> dict[str, int]:
-    sent = sum(len(slot.positions) for plan in row.plans for slot in plan.slots)
-    reused = 0 if row.known is None else len(row.known) - sum(map(isnan, row.known))
+def _groups(
+    config: JobConfig, source: Source, planner: Planner, known: Reuse | None, first: int, stop: int
+) -> Iterator[dict[str, int]]:
+    """The counts of each group of rows that can share requests; most are a row by itself."""
+    unite, can_unite = config.endpoint.unite_rows, not config.endpoint.scores_lists
+    for _, groups in gathered(source, first, stop, config.output.rows_per_part, known, Again()):
+        for rows in groups:
+            apart = [planner.plan(row) for row in rows]
+            united = planner.plan_together(rows) if len(rows) > 1 and can_unite else apart
+            counts = _counts(united if unite else apart, config.price)
+            for name, planned in (("apart", apart), ("united", united)):
+                plans = _plans(planned)
+                counts["requests_" + name] = len(plans)
+                counts["tokens_" + name] = sum(plan.tokens for plan in plans)
+            counts["rows_sharing_queries"] = len(rows) if united is not apart else 0
+            yield counts
+
+
+def _plans(rows: Sequence[PlannedRow]) -> list[RequestPlan]:
+    """The requests of some rows, each once."""
+    return list({plan.plan_id: plan for row in rows for plan in row.plans}.values())
+
+
+def _reused(row: PlannedRow) -> int:
+    """How many of a row's candidates have their scores already."""
+    return 0 if row.known is None else len(row.known) - sum(map(isnan, row.known))
+
+
+def _counts(rows: Sequence[PlannedRow], price: Price) -> dict[str, int]:
+    plans = _plans(rows)
+    documents = sum(row.candidates for row in rows)
+    sent = sum(len(slot.positions) for plan in plans for slot in plan.slots)
+    reused = list(map(_reused, rows))
+    unsent = [known for row, known in zip(rows, reused, strict=True) if not row.plans]
+    whole = sum(known > 0 for known in unsent)
+    failed = sum(row.failed for row in rows)
     return {
-        "rows": 1,
-        "rows_skipped": not row.plans and not row.failed and not reused,
-        "rows_split": len(row.plans) > 1,
-        "rows_too_large": row.failed,
-        "documents": row.candidates,
-        "documents_not_sent": row.candidates - sent - reused,
-        "documents_truncated": row.truncated,
-        "pairs_reused": reused,
-        "rows_reused": not row.plans and reused > 0,
-        "requests": len(row.plans),
-        "requests_lower_bound": row.fewest,
-        "tokens": sum(plan.tokens for plan in row.plans),
-        "searches": sum(searches(plan.tokens, len(plan.documents)) for plan in row.plans),
+        "rows": len(rows),
+        "rows_skipped": len(unsent) - whole - failed,
+        "rows_split": sum(len(row.plans) > 1 for row in rows),
+        "rows_too_large": failed,
+        "documents": documents,
+        "documents_not_sent": documents - sent - sum(reused),
+        "documents_truncated": sum(row.truncated for row in rows),
+        "pairs_reused": sum(reused),
+        "rows_reused": whole,
+        "requests": len(plans),
+        "requests_lower_bound": sum(row.fewest for row in rows),
+        "tokens_server_constant": sum(
+            price.per_request + price.per_document * len(plan.documents) for plan in plans
+        ),
+        "tokens": sum(plan.tokens for plan in plans),
+        "searches": sum(searches(plan.tokens, len(plan.documents)) for plan in plans),
     }
 
 
@@ -201,14 +259,12 @@ def _figures(
     sample_error: dict[str, float] | None,
 ) -> Forecast:
     by_token = config.price.unit == "tokens"
-    price, documents = config.price, totals["documents"]
-    sent = documents - totals["documents_not_sent"] - totals["pairs_reused"]
-    constant = totals["requests"] * price.per_request + sent * price.per_document
-    units = totals["tokens"] + constant if by_token else totals["searches"]
+    price = config.price
+    tokens = totals["tokens"] + totals["tokens_server_constant"]
+    units = tokens if by_token else totals["searches"]
     seconds, limited_by = _time(config.rate, totals["requests"], totals["tokens"])
     return Forecast(
         **totals,
-        tokens_server_constant=constant,
         cost_usd=round(price.cost(units), 6),
         cost_is_real=config.provider.bills,
         seconds=seconds,

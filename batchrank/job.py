@@ -21,7 +21,7 @@ from contextlib import (
 )
 from datetime import UTC, datetime
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from math import ceil, inf
 from pathlib import Path
 from random import Random
@@ -70,6 +70,7 @@ from batchrank.sink import SUCCESS, PartRecord, Sink, write_whole
 from batchrank.source import Source
 from batchrank.throttle import Throttle
 from batchrank.transport import Transport, connected
+from batchrank.uniting import Again, complete
 
 _log = logging.getLogger(__name__)
 
@@ -149,6 +150,11 @@ def run(
     key = key_of(config)
     if request.max_cost_usd is not None:
         check_price(config)
+    if request.priority_column is not None and config.endpoint.unite_rows:
+        raise ConfigInvalid(
+            "--priority-column and endpoint.unite_rows: rows of one query are sent together, so "
+            "none of them can go first. Leave one of the two out."
+        )
     shard = None if request.shard is None else shard_of(*request.shard)
     if shard is not None and request.coordinator is None:
         share_of(config.rate, shard.of)  # refused before there is an output
@@ -233,6 +239,7 @@ class _Run:
             parts=part_count,
             top_n=config.output.top_n,
             compression=config.output.compression,
+            request_ids=config.endpoint.unite_rows,
             reusing=previous is not None,
         )
         self._side_files = SideFiles(claim.folder, claim.beside)
@@ -250,7 +257,9 @@ class _Run:
         self._superseded: dict[int, PartRecord] = {}
         self._reopened = self._reopen() if request.retry_failed else {}
         self._rows_before = total(self._published.values(), "rows")
-        self._assembly = Assembly(rows, self._rows_per_part)
+        united = config.endpoint.unite_rows
+        self._again = Again(chain(*self._reopened.values())) if united else None
+        self._assembly = Assembly(rows, self._rows_per_part, keep_ids=united)
         self._ahead = self._look_ahead()
         self._settled_before, _ = self._settled()
         there = len(self._published)
@@ -467,7 +476,7 @@ class _Run:
             parts = [part for _, part in run]  # one after another
             ranges.append((parts[0] * size, min((parts[-1] + 1) * size, self._rows)))
         planner = planner_of(self._config, exact=exact)
-        return Feed(self._source, planner, ranges, size, self._known)
+        return Feed(self._source, planner, ranges, size, self._known, self._again)
 
     def _budget(self) -> Budget:
         """What may be spent. An earlier session that was killed is taken to have used its lease."""
@@ -532,12 +541,15 @@ class _Run:
         reopened = self._reopened.get(row.index // self._rows_per_part)
         if reopened is None:
             self._finish(self._assembly.begin(row))
-            return row.plans
+            return row.plans if self._again is None else complete(row)
         before = widened(reopened[row.index % self._rows_per_part], row.candidates)
         before = msgspec.structs.replace(before, pairs=row.pairs)
         if not before.failed_requests:
             self._finish(self._assembly.place(before))
             return ()
+        if self._again is not None:
+            self._finish(self._assembly.begin(row, before))
+            return complete(row)
         self._finish(self._assembly.begin(row))
         known = outcomes_before(row.plans, before)
         for outcome in known.values():
@@ -557,7 +569,8 @@ class _Run:
     def _record(self, plan: RequestPlan, outcome: Outcome) -> None:
         self._figures.add(outcome.spent)
         part = row_of(outcome.plan_id) // self._rows_per_part
-        self._checkpoint.record(part, plan.digest, outcome)
+        also = [slot.row for slot in plan.slots[1:]]
+        self._checkpoint.record(part, plan.digest, outcome, also)
         begun = self._assembly.expects(outcome.plan_id)
         self._ahead.came(part, plan, outcome, begun=begun)
         if begun:

@@ -41,6 +41,9 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
     for decorate in (
         click.option("--queries", metavar="FILE", help="Query texts, beside a run of ids."),
         click.option("--corpus", metavar="FILE", help="Document texts, beside a run of ids."),
+        click.option(
+            "--unite-rows", is_flag=True, help="Rows of a part that share a query share requests."
+        ),
         click.option("--keep", multiple=True, metavar="COLUMN", help="Keep a column. Repeatable."),
         click.option("--limit", type=click.IntRange(1), metavar="ROWS", help="Only the first."),
         click.option(
@@ -147,6 +150,8 @@ def load_options(options: Options) -> "JobConfig":
         if value is not None:
             sections.setdefault(section, {})[name] = value
     log_to_stderr(options.pop("log_format"), options.pop("log_level"))
+    if options.pop("unite_rows"):
+        sections.setdefault("endpoint", {})["unite_rows"] = True
     keep = options.pop("keep")
     if keep:
         sections.setdefault("input", {})["keep_columns"] = list(keep)

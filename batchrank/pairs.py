@@ -280,7 +280,7 @@ def _together(row: RowScores) -> int:
     assert row.pairs is not None
     if row.pairs.since is not None:
         return int(row.pairs.together and not row.requests)
-    return int(row.requests == 1)
+    return int(row.requests == 1 and not row.pairs.shared)
 
 
 def _foot(rows: Sequence[RowScores]) -> Foot:

@@ -3,13 +3,14 @@
 Pure: same rows and limits, same plans, same ids, on any machine and any day. A row that fits is
 one request; one that does not becomes the fewest that hold it, balanced, its documents in
 candidate order within each. Identical texts of a request are sent once, blank ones and those whose
-score is known never.
+score is known never. Rows that share a query can be planned together; a row that fits is in one
+request then too (see `uniting`).
 This file does not know that plans are sent, nor that sending can fail.
 """
 
 import heapq
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from math import ceil, isnan
 from typing import cast
 
@@ -19,6 +20,7 @@ import xxhash
 from batchrank.limits import RequestLimits, weight
 from batchrank.records import PlannedRow, RequestPlan, Row, Slot, plan_id
 from batchrank.tokens import bound, bounds, counts, likely
+from batchrank.uniting import Room, Shared, whole_in
 
 TOKENS_PER_BOUND = 0.25
 """Tokens for each byte of a text, until texts tell: English 0.22, Chinese 0.27, code 0.24."""
@@ -48,6 +50,12 @@ class _Load(msgspec.Struct, gc=False):
 
     def weight(self, query_tokens: int) -> int:
         return weight(query_tokens, sum(self.tokens), len(self.tokens))
+
+    def positions(self, places: Sequence[int]) -> Sequence[int]:
+        """The candidates that hold these texts."""
+        if self.homes is None:
+            return places
+        return sorted(position for place in places for position in self.homes[place])
 
 
 class Planner:
@@ -89,20 +97,19 @@ class Planner:
             return _nothing(row, "every candidate is empty or blank")
 
         query = _Load([row.query], bounds([row.query]), None)
-        truncated = self._cap(query) + self._cap(load)
-        if row.known is not None:
-            truncated += self._cap(_known(row.texts, row.known))
-            if not load.texts:
-                return PlannedRow(
-                    index=row.index,
-                    candidates=len(row.texts),
-                    plans=(),
-                    truncated=truncated,
-                    note=_note(blank, ()),
-                    fewest=0,
-                    known=row.known,
-                    pairs=row.pairs,
-                )
+        truncated = len(self._cap(query)) + len(load.positions(self._cap(load)))
+        truncated += self._cut_before(row)
+        if not load.texts:
+            return PlannedRow(
+                index=row.index,
+                candidates=len(row.texts),
+                plans=(),
+                truncated=truncated,
+                note=_note(blank, ()),
+                fewest=0,
+                known=row.known,
+                pairs=row.pairs,
+            )
         query_tokens, share = self._count_if_needed(row, query, load)
         packs, oversized = self._pack(row.query, query_tokens, load)
         if self._whole and (oversized or len(packs) > 1):
@@ -111,31 +118,90 @@ class Planner:
             index=row.index,
             candidates=len(row.texts),
             plans=[
-                _request(row, piece, load, pack, query_tokens, share)
+                _request(
+                    row, piece, load, pack, query_tokens, share, (_slot(row.index, load, pack),)
+                )
                 for piece, pack in enumerate(packs)
             ],
             truncated=truncated,
-            note=_note(blank, oversized),
+            note=_note(blank, load.positions(oversized)),
             fewest=self._lower_bound(load.weight(query_tokens), len(load)),
             known=row.known,
             pairs=row.pairs,
         )
 
-    def _cap(self, load: _Load) -> int:
+    def plan_together(self, rows: Sequence[Row], first_piece: int = 0) -> list[PlannedRow]:
+        """The requests of rows with one query, in the order of the input, numbered from
+        `first_piece`. A text is in a request once, and a row that fits is in one request. The lower
+        bound is that of all of them, at the first that has something to send.
+        """
+        if len(rows) == 1 and not first_piece:
+            return [self.plan(rows[0])]
+        own = [_distinct(row.texts, row.known, merge=True) for row in rows]
+        texts = list(dict.fromkeys(text for load, _ in own for text in load.texts))
+        joined = Row(rows[0].index, rows[0].query, texts)
+        if not joined.query or joined.query.isspace() or not texts:
+            return [self.plan(row) for row in rows]
+        place_of = {text: place for place, text in enumerate(texts)}
+        places = [[place_of[text] for text in load.texts] for load, _ in own]
+        query = _Load([joined.query], bounds([joined.query]), None)
+        union = _Load(texts, bounds(texts), None)
+        cut_query, cut = len(self._cap(query)), set(self._cap(union))
+        query_tokens, share = self._count_if_needed(joined, query, union)
+        packs, too_large = self._pack(joined.query, query_tokens, union, places)
+        shared = Shared(packs, places)
+        slots = [
+            shared.slots(at, row.index, load.homes)
+            for at, (row, (load, _)) in enumerate(zip(rows, own, strict=True))
+        ]
+        plans = [
+            _request(
+                *(joined, first_piece + piece, union, pack, query_tokens, share),
+                slots=[of[piece] for of in slots if piece in of],
+            )
+            for piece, pack in enumerate(shared.packs)
+        ]
+        first = next(at for at, mine in enumerate(places) if mine)
+        fewest = {first: self._lower_bound(union.weight(query_tokens), len(union))}
+        return [
+            self.plan(row)
+            if not load.texts
+            else _member(
+                *(row, load, blank, [plans[piece] for piece in of]),
+                truncated=cut_query
+                + len(load.positions(_those(mine, cut)))
+                + self._cut_before(row),
+                oversized=_those(mine, set(too_large)),
+                fewest=fewest.get(at, 0),
+            )
+            for at, (row, (load, blank), mine, of) in enumerate(
+                zip(rows, own, places, slots, strict=True)
+            )
+        ]
+
+    def _cut_before(self, row: Row) -> int:
+        """How many of a row's candidates that have their scores were cut."""
+        if row.known is None:
+            return 0
+        known = zip(row.texts, row.known, strict=True)
+        there = [text for text, score in known if text and not isnan(score)]
+        return len(self._cap(_Load(there, bounds(there), None)))
+
+    def _cap(self, load: _Load) -> list[int]:
         """Take tokens beyond the limit per text off: the server does not read them. Counts what
-        the bytes leave open; the number of candidates that are cut.
+        the bytes leave open; the places of the texts that are cut.
         """
         cap = self._limits.max_tokens_per_document
         if max(load.tokens, default=0) <= cap:
-            return 0
+            return []
         over = [place for place, tokens in enumerate(load.tokens) if tokens > cap]
-        cut = 0
+        cut = []
         for place, tokens in zip(
             over, self._counts([load.texts[place] for place in over]), strict=True
         ):
             load.tokens[place] = min(tokens, cap)
             if tokens > cap:
-                cut += 1 if load.homes is None else len(load.homes[place])
+                cut.append(place)
         load.known = frozenset(over)
         return cut
 
@@ -216,25 +282,30 @@ class Planner:
         return self._envelope_bytes + _json_bytes(query) + sum(map(_json_bytes, texts))
 
     def _pack(
-        self, query: str, query_tokens: int, load: _Load
+        self, query: str, query_tokens: int, load: _Load, rows: Sequence[Sequence[int]] = ()
     ) -> tuple[list[Sequence[int]], list[int]]:
-        """Texts into the fewest requests, by their places, and the positions that fit into none."""
+        """Texts into the fewest requests, by their places, and those that fit into none. Of `rows`
+        of texts, each that fits into one request is in one.
+        """
         if self._holds(query, load.weight(query_tokens), load.texts):
             return [range(len(load))], []
         limits = self._limits
         shares = [(query_tokens + tokens) / limits.max_tokens_per_request for tokens in load.tokens]
+        sizes, room = [0] * len(load), 1
         if limits.max_bytes_per_request:
+            sizes = list(map(_json_bytes, load.texts))
             room = limits.max_bytes_per_request - self._envelope_bytes - _json_bytes(query)
-            sizes = (_json_bytes(text) / room if room > 0 else 2.0 for text in load.texts)
-            shares = [max(share, size) for share, size in zip(shares, sizes, strict=True)]
-        oversized = [
-            position
-            for place, share in enumerate(shares)
-            if share > 1
-            for position in ([place] if load.homes is None else load.homes[place])
-        ]
+            parts = (size / room if room > 0 else 2.0 for size in sizes)
+            shares = [max(share, part) for share, part in zip(shares, parts, strict=True)]
+        oversized = [place for place, share in enumerate(shares) if share > 1]
         small = [place for place, share in enumerate(shares) if share <= 1]
-        return self._fewest(query, query_tokens, load, small, shares), sorted(oversized)
+        begun = whole_in(
+            Room(limits.max_documents, limits.max_tokens_per_request, room),
+            [[place for place in row if shares[place] <= 1] for row in rows],
+            [query_tokens + tokens for tokens in load.tokens],
+            sizes,
+        )
+        return self._fewest(query, query_tokens, load, small, shares, begun), oversized
 
     def _fewest(
         self,
@@ -243,17 +314,21 @@ class Planner:
         load: _Load,
         places: Sequence[int],
         shares: Sequence[float],
+        begun: Sequence[Collection[int]],
     ) -> list[Sequence[int]]:
-        """The smallest number of requests, from the lower bound up, that a balanced deal fills."""
+        """The smallest number of requests, from the lower bound up, that a balanced deal fills;
+        those that are begun already are among them.
+        """
         if not places:
             return []
 
         def total(pack: Sequence[int]) -> int:
             return weight(query_tokens, sum(load.tokens[place] for place in pack), len(pack))
 
-        requests = self._lower_bound(total(places), len(places))
+        requests = max(self._lower_bound(total(places), len(places)), len(begun))
+        rest = sorted(set(places).difference(*begun)) if begun else places
         while True:
-            packs = _deal(places, shares, requests)
+            packs = _deal(rest, shares, requests, begun)
             if all(
                 self._holds(query, total(pack), [load.texts[place] for place in pack])
                 for pack in packs
@@ -268,29 +343,40 @@ class Planner:
         )
 
 
-def _deal(places: Sequence[int], shares: Sequence[float], requests: int) -> list[Sequence[int]]:
-    """Places dealt to `requests` piles, heaviest first, each to the lightest pile with room.
+def _deal(
+    places: Sequence[int],
+    shares: Sequence[float],
+    requests: int,
+    begun: Sequence[Collection[int]] = (),
+) -> list[Sequence[int]]:
+    """Places dealt to `requests` piles, heaviest first, each to the lightest pile with room; some
+    piles are begun already.
 
     Piles differ by at most one document in the most they may hold and by about the lightest
     documents in weight, so a count that can do with so few requests nearly always does. Within a
     pile documents stand in candidate order, and piles in the order of their first document.
     """
-    most = ceil(len(places) / requests)
-    piles: list[list[int]] = [[] for _ in range(requests)]
-    lightest = [(0.0, pile) for pile in range(requests)]
+    piles = [*map(list, begun), *([] for _ in range(requests - len(begun)))]
+    most = max(ceil((len(places) + sum(map(len, piles))) / requests), *map(len, piles))
+    lightest = [
+        (sum(shares[place] for place in pile), number)
+        for number, pile in enumerate(piles)
+        if len(pile) < most
+    ]
+    heapq.heapify(lightest)
     for place in sorted(places, key=lambda place: (-shares[place], place)):
         load, pile = heapq.heappop(lightest)
         piles[pile].append(place)
         if len(piles[pile]) < most:
             heapq.heappush(lightest, (load + shares[place], pile))
-    return [sorted(pile) for pile in sorted(piles, key=min)]
+    return [sorted(pile) for pile in sorted(filter(None, piles), key=min)]
 
 
 def _distinct(
     texts: Sequence[str | None], known: "array[float] | None", *, merge: bool
 ) -> tuple[_Load, list[int]]:
     """The texts worth sending, in order of first sight and each once if `merge`, and the blank
-    positions.
+    positions. What has a score already is not sent.
     """
     if known is None and len(set(texts)) == len(texts) and all(texts):
         whole = cast(Sequence[str], texts)
@@ -307,34 +393,36 @@ def _distinct(
     return _Load(worth, bounds(worth), list(homes.values())), blank
 
 
-def _known(texts: Sequence[str | None], known: "array[float]") -> _Load:
-    """The texts whose score is known: that was given to them as cut as they would be today."""
-    there = [text for text, score in zip(texts, known, strict=True) if text and not isnan(score)]
-    return _Load(there, bounds(there), None)
+def _slot(row: int, load: _Load, pack: Sequence[int]) -> Slot:
+    if load.homes is None:
+        return Slot(row, pack, range(len(pack)))
+    homes = sorted(
+        (position, document)
+        for document, place in enumerate(pack)
+        for position in load.homes[place]
+    )
+    return Slot(row, [position for position, _ in homes], [at for _, at in homes])
 
 
 def _request(
-    row: Row, piece: int, load: _Load, pack: Sequence[int], query_tokens: int, share: float
+    row: Row,
+    piece: int,
+    load: _Load,
+    pack: Sequence[int],
+    query_tokens: int,
+    share: float,
+    slots: Sequence[Slot],
 ) -> RequestPlan:
     assert row.query is not None
     whole = len(pack) == len(load)
     texts = load.texts if whole else [load.texts[place] for place in pack]
     tokens = load.tokens if whole else [load.tokens[place] for place in pack]
-    if load.homes is None:
-        slot = Slot(row.index, pack, range(len(pack)))
-    else:
-        homes = sorted(
-            (position, document)
-            for document, place in enumerate(pack)
-            for position in load.homes[place]
-        )
-        slot = Slot(row.index, [position for position, _ in homes], [at for _, at in homes])
     total = weight(query_tokens, sum(tokens), len(tokens))
     return RequestPlan(
         plan_id=plan_id(row.index, piece),
         query=row.query,
         documents=texts,
-        slots=(slot,),
+        slots=slots,
         tokens=total,
         estimate=max(2 * len(texts), round(total * share)),
         digest=xxhash.xxh3_64_digest(msgspec.msgpack.encode([row.query, texts])),
@@ -343,6 +431,38 @@ def _request(
 
 def _json_bytes(text: str) -> int:
     return len(msgspec.json.encode(text)) + 1
+
+
+def _member(
+    row: Row,
+    load: _Load,
+    blank: Sequence[int],
+    plans: Sequence[RequestPlan],
+    *,
+    truncated: int,
+    oversized: Sequence[int],
+    fewest: int,
+) -> PlannedRow:
+    """A row of those planned together; `oversized` are places of its own texts."""
+    note = _note(blank, load.positions(oversized))
+    pairs = row.pairs
+    if pairs is not None and any(len(plan.documents) > len(load) for plan in plans):
+        pairs = msgspec.structs.replace(pairs, shared=True)
+    return PlannedRow(
+        index=row.index,
+        candidates=len(row.texts),
+        plans=plans,
+        truncated=truncated,
+        note=note,
+        fewest=fewest,
+        known=row.known,
+        pairs=pairs,
+    )
+
+
+def _those(places: Sequence[int], wanted: Set[int]) -> list[int]:
+    """Which of a row's texts are among these of all."""
+    return [own for own, place in enumerate(places) if place in wanted]
 
 
 def _nothing(row: Row, why: str, *, failed: bool = False) -> PlannedRow:

@@ -17,20 +17,22 @@ class Pairs(msgspec.Struct, frozen=True, gc=False):
     """What a later run knows a row's pairs by: the query's digest, and one for each text under that
     query (0: blank). `since` is the day (from 1970-01-01) that the score of a pair that an earlier
     run knew was first given, 0 for the others; `together`: these come from one answer, to just
-    these texts.
+    these texts. `shared`: the new ones come from requests that hold other rows' texts too.
     """
 
     query: bytes
     texts: "array[int]"
     since: "array[int] | None" = None
     together: bool = False
+    shared: bool = False
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
     """One input row: its place in the whole input (from 0), its query, its candidates' texts.
 
     Ids and kept columns stay in Arrow (see `source.Chunk`): no step before the sink needs them.
-    `known`: a score for each candidate that an earlier run has given, NaN for the others.
+
+    `known`: a score for each candidate, NaN where there is none yet; one with a score is not sent.
     """
 
     index: int
@@ -54,9 +56,10 @@ class RequestPlan(msgspec.Struct, frozen=True, gc=False):
     """One request: a query, its documents in candidate order, and what it weighs at the most.
 
     `plan_id` is the row's index and the piece's number in one integer, so that the same input
-    under the same limits gives the same ids. `tokens` is exact or an upper bound, `estimate` the
-    likely value. `digest` is 8 bytes that change with the texts: an answer is only ever used for
-    the texts it was given to.
+    under the same limits gives the same ids; rows that share a request have a slot each, in their
+    order, and the first of the rows planned together gives the id. `tokens` is exact or an upper
+    bound, `estimate` the likely value. `digest` is 8 bytes that change with the texts: an answer is
+    only ever used for the texts it was given to.
     """
 
     plan_id: int
@@ -73,7 +76,7 @@ class PlannedRow(msgspec.Struct, frozen=True, gc=False):
 
     `truncated` counts texts over the limit per document, the query included. `note` says in words
     what will not be sent and why. `fewest` is the lower bound on the number of its requests.
-    `failed`: it has something to score, and cannot be sent. `known` are scores that it has already.
+    `failed`: it has something to score, and cannot be sent. `known` and `pairs` are the row's.
     """
 
     index: int
@@ -114,11 +117,21 @@ class Spent(msgspec.Struct, frozen=True, gc=False):
         )
 
 
+class Share(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one row has of a request that rows share and that was not answered as a whole: the
+    numbers of the answers that its scores came from, and in words which candidates have none.
+    """
+
+    answers: Sequence[int]
+    note: str | None
+
+
 class Scored(msgspec.Struct, frozen=True, gc=False):
     """A plan's answer: a score for each document, NaN where the endpoint refused that document.
 
     `requests` is the number of answers that the scores came from, above 1 when a refused request
-    had to be halved. `note` names the documents without a score.
+    had to be halved. `note` names the documents without a score; where rows share the request and
+    there is something to tell, each has its own of `shares`.
     """
 
     plan_id: int
@@ -126,14 +139,16 @@ class Scored(msgspec.Struct, frozen=True, gc=False):
     requests: int
     spent: Spent
     note: str | None = None
+    shares: Sequence[Share] = ()
 
 
 class Failed(msgspec.Struct, frozen=True, gc=False):
-    """A plan that got no score, and why, in words."""
+    """A plan that got no score, and why, in words: each row's in `shares` where rows share it."""
 
     plan_id: int
     reason: str
     spent: Spent
+    shares: Sequence[Share] = ()
 
 
 class Dropped(msgspec.Struct, frozen=True, gc=False):
@@ -147,7 +162,9 @@ Outcome = Scored | Failed | Dropped
 
 
 class RowScores(msgspec.Struct, frozen=True, gc=False):
-    """A finished row: one score per candidate in input order (NaN: none), and what became of it."""
+    """A finished row: one score per candidate in input order (NaN: none), and what became of it.
+    `request_ids`, ascending, are kept where rows share requests.
+    """
 
     index: int
     relevance_scores: "array[float]"
@@ -157,9 +174,12 @@ class RowScores(msgspec.Struct, frozen=True, gc=False):
     truncated: int
     failed_requests: int
     pairs: Pairs | None = None
+    request_ids: Sequence[int] = ()
 
 
 PLAN_BITS = 20
+ANSWER_BITS = 12
+"""A request has no more answers than documents, and one that rows share at most so many."""
 
 
 def plan_id(row: int, piece: int) -> int:
@@ -170,3 +190,13 @@ def plan_id(row: int, piece: int) -> int:
 def row_of(plan: int) -> int:
     """The row whose request this is."""
     return plan >> PLAN_BITS
+
+
+def request_id(plan: int, answer: int) -> int:
+    """The id of a plan's n-th answer, of which there are several only where it was halved."""
+    return plan << ANSWER_BITS | answer
+
+
+def plan_of(request: int) -> int:
+    """The plan whose answer has this id."""
+    return request >> ANSWER_BITS

@@ -35,6 +35,7 @@ RESULT = pa.struct(
     ]
 )
 SUCCESS = "_SUCCESS"
+REQUEST_IDS = "request_ids"
 REUSED = "reused_from"
 
 
@@ -71,8 +72,9 @@ class PartRecord(msgspec.Struct, frozen=True):
 
 
 class Sink:
-    """Writes the parts of one output folder; `beside` is the folder for files not yet whole.
-    `reusing`: they say which scores an earlier run has given.
+    """Writes the parts of one output folder; `beside` is the folder for files not yet whole. With
+    `request_ids`, which answers a row's scores are from is a column; `reusing`: another says which
+    scores an earlier run has given.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Sink:
         parts: int,
         top_n: int,
         compression: str,
+        request_ids: bool = False,
         reusing: bool = False,
     ) -> None:
         self._folder = folder
@@ -90,6 +93,7 @@ class Sink:
         self._parts = parts
         self._top_n = top_n
         self._compression = compression
+        self._request_ids = request_ids
         self._reusing = reusing
 
     def name(self, part: int) -> str:
@@ -117,10 +121,10 @@ class Sink:
         """The finished rows of a published part whose first row has this index."""
         record = self.read(part)
         failed = set(record.counts.failed_offsets)
-        table = pq.read_table(
-            opened(self._folder / record.name),
-            columns=["results", "status", "error", "requests", "truncated"],
-        )
+        columns = ["results", "status", "error", "requests", "truncated"]
+        if self._request_ids:
+            columns.append(REQUEST_IDS)
+        table = pq.read_table(opened(self._folder / record.name), columns=columns)
         return [
             RowScores(
                 index=first + offset,
@@ -130,6 +134,7 @@ class Sink:
                 requests=row["requests"],
                 truncated=row["truncated"],
                 failed_requests=int(offset in failed),
+                request_ids=row.get(REQUEST_IDS, ()),
             )
             for offset, row in enumerate(table.to_pylist())
         ]
@@ -157,6 +162,9 @@ class Sink:
             "requests": pa.array([row.requests for row in rows], pa.int32()),
             "truncated": pa.array([row.truncated for row in rows], pa.int32()),
         }
+        if self._request_ids:
+            ids = [row.request_ids for row in rows]
+            columns[REQUEST_IDS] = pa.array(ids, pa.list_(pa.int64()))
         if self._reusing:
             columns[REUSED] = _since(rows, order, results.offsets)
         for name, column in columns.items():

@@ -92,7 +92,7 @@ class Source:
         self.files = files
         self._columns = columns
         self._has_id = has_id
-        self._measured: set[tuple[str, int]] = set()
+        self._measured: set[tuple[object, ...]] = set()
 
     @property
     def total_rows(self) -> int:
@@ -112,9 +112,22 @@ class Source:
         for path, file in zip(self.paths, self.files, strict=True):
             if start + file.rows > first and start < stop:
                 try:
-                    yield from self._file_chunks(
-                        path, file.size, start, first, stop, rows_per_part, only
-                    )
+                    for at, piece in self._pieces(
+                        path, file.size, start, first, stop, rows_per_part, self._names, only
+                    ):
+                        yield self._chunk(at, piece, only)
+                except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                    raise unreadable(path, error) from error
+            start += file.rows
+
+    def queries(self, first: int, stop: int) -> Iterator[str | None]:
+        """The queries of rows `first` up to `stop`, without their candidates. Raises `InputBad`."""
+        start, name = 0, self._columns.query
+        for path, file in zip(self.paths, self.files, strict=True):
+            if start + file.rows > first and start < stop:
+                try:
+                    for _, piece in self._pieces(path, file.size, start, first, stop, stop, [name]):
+                        yield from decoded(piece.column(name)).to_pylist()
                 except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                     raise unreadable(path, error) from error
             start += file.rows
@@ -139,7 +152,12 @@ class Source:
         columns = [pa.array([], field.type) for field in schema]
         return self._chunk(0, pa.RecordBatch.from_arrays(columns, schema=schema)).kept
 
-    def _file_chunks(
+    @property
+    def _names(self) -> list[str]:
+        names = [self._columns.query, self._columns.candidates, *self._columns.keep]
+        return [*names, self._columns.id] if self._has_id else names
+
+    def _pieces(
         self,
         path: Place,
         size: int,
@@ -147,11 +165,10 @@ class Source:
         first: int,
         stop: int,
         rows_per_part: int,
-        only: Flags | None,
-    ) -> Iterator[Chunk]:
-        names = [self._columns.query, self._columns.candidates, *self._columns.keep]
-        if self._has_id:
-            names.append(self._columns.id)
+        names: Sequence[str],
+        only: Flags | None = None,
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """These columns of a file whose first row is row `start` of all."""
         with pq.ParquetFile(
             opened(path), buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
         ) as parquet:
@@ -161,13 +178,13 @@ class Source:
             for group in groups:
                 end = start + parquet.metadata.row_group(group).num_rows
                 if end > first and start < stop and (only is None or only[start:end].any()):
-                    if packed and (str(path), group) not in self._measured:
+                    measured = (str(path), group, *names)
+                    if packed and measured not in self._measured:
                         _check_decoded(path, parquet.schema, group, names)
-                        self._measured.add((str(path), group))
+                        self._measured.add(measured)
                     for batch in _batches(parquet, group, list(dict.fromkeys(names))):
                         _check_size(path, group, batch.nbytes, batch.num_rows)
-                        for at, piece in _cut(batch, start, first, stop, rows_per_part):
-                            yield self._chunk(at, piece, only)
+                        yield from _cut(batch, start, first, stop, rows_per_part)
                         start += batch.num_rows
                         if start >= stop:
                             return  # the rest of a row group can be a second's work

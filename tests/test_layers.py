@@ -9,7 +9,8 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "batchrank"
 
 CORE = {"errors", "limits", "tokens", "planning", "retry", "assembly", "budget", "providers"}
-CORE |= {"pricing", "congestion", "ticks", "seats", "lease", "holding", "dealt", "account"}
+CORE |= {"pricing", "congestion", "uniting"}
+CORE |= {"ticks", "seats", "lease", "holding", "dealt", "account"}
 DIALECT_FILES = ("answers", "fields", "flat", "served", "cohere", "native", "voyage", "tei")
 WIRE = {"wire", *(f"wire.{name}" for name in DIALECT_FILES)}
 SHELL = {"source", "sink", "checkpoint", "transport", "throttle", "dispatch"}

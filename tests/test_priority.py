@@ -300,6 +300,17 @@ def test_a_column_without_an_order_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_rows_that_are_sent_together_have_no_order(server: Server, tmp_path: Path) -> None:
+    rows = prioritised(table(2), [1, 2])
+    source, before = written(tmp_path / "in.parquet", rows), server.received
+    run = [*fast(server, tmp_path / "out", source), "--priority-column", "value", "--unite-rows"]
+    done = inside(*run)
+    assert (done.returncode, server.received) == (78, before)
+    assert "--priority-column and endpoint.unite_rows" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 NUMBERS = st.floats(allow_nan=True, width=32) | st.integers(0, 3).map(float)
 
 

@@ -17,7 +17,15 @@ from batchrank.places import plain
 from batchrank.schema import Columns
 from batchrank.shapes.groups import Gathered, Groups, pieces
 from batchrank.shapes.spill import give_back
-from batchrank.source import BATCH_ROWS, Chunk, FileIdentity, Flags, Source, as_numbers
+from batchrank.source import (
+    BATCH_ROWS,
+    Chunk,
+    FileIdentity,
+    Flags,
+    Source,
+    as_numbers,
+    decoded,
+)
 
 _CHUNK_BYTES = 4 << 20
 
@@ -32,11 +40,13 @@ class Grouped(Source):
         has_id: bool,
         gather: Callable[[], tuple[Groups, int]],
         nest: Callable[[Gathered], pa.RecordBatch],
+        asked: Callable[[Gathered], pa.Array],
         no_rows: Callable[[], pa.RecordBatch],
     ) -> None:
         super().__init__((), files, columns, has_id)
         self._gather = gather
         self._nest = nest
+        self._asked = asked
         self._no_rows = no_rows
         self._row_bytes = _CHUNK_BYTES // 4
 
@@ -79,6 +89,16 @@ class Grouped(Source):
             for gathered in groups.read(0, rows) if rows else ():
                 column = gathered.lines.column(self._columns.priority)
                 yield as_numbers(column.take(pa.array(gathered.offsets[:-1])))
+
+    def queries(self, first: int, stop: int) -> Iterator[str | None]:
+        """The queries of rows `first` up to `stop`, without their candidates' texts being made."""
+        if first >= stop:
+            return
+        groups, _ = self._groups
+        with _told_of(self.files):
+            for gathered in groups.read(first, stop):
+                for piece in pieces(gathered, first, stop, stop, lambda: BATCH_ROWS):
+                    yield from decoded(self._asked(piece)).to_pylist()
 
     def _most_rows(self) -> int:
         """As many as make a few megabytes; the rows before say how large rows are."""

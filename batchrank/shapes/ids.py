@@ -38,7 +38,9 @@ def open_ids(paths: Sequence[Place], queries: str, corpus: str, columns: Columns
         corpus,
     )
     files = [file.identity for file in [*run.query_files, *run.corpus_files]]
-    return Grouped([*lines.files, *files], columns, True, run.gather, run.nested, run.no_rows)
+    return Grouped(
+        [*lines.files, *files], columns, True, run.gather, run.nested, run.asked, run.no_rows
+    )
 
 
 def _run(paths: Sequence[Place], columns: Columns) -> Lines:
@@ -102,10 +104,15 @@ class _Run:
         """The rows of some groups."""
         columns = self._columns
         nested = first_lines(run, [columns.id, *columns.keep], self._lines.schema)
-        nested[columns.query] = self._queries.of(_strings(nested[columns.id]))
+        nested[columns.query] = self.asked(run)
         doc_ids = _ids(run.lines, columns.doc_id).take(pa.array(self._order(run)))
         nested[columns.candidates] = listed(run, doc_ids, self._documents.of(doc_ids))
         return pa.RecordBatch.from_pydict(nested)
+
+    def asked(self, run: Gathered) -> pa.Array:
+        """The queries of some groups."""
+        ids = first_lines(run, [self._columns.id], self._lines.schema)[self._columns.id]
+        return self._queries.of(_strings(ids))
 
     def no_rows(self) -> pa.RecordBatch:
         """What the sink needs to write a part without rows."""

@@ -45,6 +45,7 @@ def open_pairs(paths: Sequence[Place], columns: Columns) -> Grouped:
         has_id,
         partial(gather, lines, key, present, columns.query if has_id else None),
         partial(_nested, schema, columns),
+        partial(_asked, schema, columns.query),
         partial(_no_rows, schema, columns),
     )
 
@@ -66,6 +67,10 @@ def _nested(schema: pa.Schema, columns: Columns, pairs: Gathered) -> pa.RecordBa
         pairs.lines.column(columns.text),
     )
     return pa.RecordBatch.from_pydict(nested)
+
+
+def _asked(schema: pa.Schema, query: str, pairs: Gathered) -> pa.Array:
+    return first_lines(pairs, [query], schema)[query]
 
 
 def _no_rows(schema: pa.Schema, columns: Columns) -> pa.RecordBatch:
