@@ -14,13 +14,13 @@ import msgspec
 from batchrank.account import AIM
 from batchrank.config import JobConfig
 from batchrank.feed import gathered
-from batchrank.job import columns_of, planner_of
 from batchrank.limits import RateLimits
 from batchrank.places import Place
 from batchrank.planning import Planner
 from batchrank.pricing import Price
 from batchrank.records import PlannedRow, RequestPlan
 from batchrank.report import clock, money, reused_line
+from batchrank.request import columns_of, planner_of
 from batchrank.reuse import Reuse, opened
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.source import Source

@@ -28,9 +28,9 @@ from account import Account, Worker
 from virtual_time import run
 
 from batchrank.config import load
-from batchrank.job import planner_of
 from batchrank.limits import RateLimits
 from batchrank.records import Row
+from batchrank.request import planner_of
 from batchrank.server.quotas import WINDOWS, Quota
 from bench.measure import ROOT
 from bench.picture import draw

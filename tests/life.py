@@ -23,6 +23,7 @@ from helpers import CANDIDATES, part_bytes, settings, written
 from lockstep import Killed, Stage
 
 from batchrank import job
+from batchrank import request as asked
 from batchrank.checkpoint import COMMIT_SECONDS
 from batchrank.errors import BatchrankError
 from batchrank.records import Row, row_of
@@ -86,7 +87,7 @@ class Nature(NamedTuple):
         """Each request that is to be settled: the same, however tokens are counted."""
         found = []
         for exact in (False, True):
-            planner = job.planner_of(settings(URL, **self.deciding()), exact=exact)
+            planner = asked.planner_of(settings(URL, **self.deciding()), exact=exact)
             found.append(
                 {
                     plan.plan_id: (plan.query, tuple(plan.documents))

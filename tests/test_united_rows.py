@@ -35,8 +35,8 @@ import batchrank
 from batchrank import checkpoint
 from batchrank.checkpoint import Checkpoint
 from batchrank.errors import BatchrankError
-from batchrank.job import columns_of
 from batchrank.records import Failed, Scored, Share, Spent, plan_id, plan_of
+from batchrank.request import columns_of
 from batchrank.shapes import Inputs, open_inputs
 
 ROWS_PER_PART = 60

@@ -203,7 +203,7 @@ def _quiet(code: int, arguments: Sequence[object]) -> None:
 LOUD = {"PYTHONASYNCIODEBUG": "1", "PYTHONDEVMODE": "1", "PYTHONFAULTHANDLER": "1"}
 CRASHES = {
     "between answer and checkpoint": Patch(
-        "job.py",
+        "session.py",
         "    def _record(self, plan: RequestPlan, outcome: Outcome) -> None:\n",
         "    def _record(self, plan: RequestPlan, outcome: Outcome) -> None:\n"
         "        if self._figures.spent.requests > 5:\n            raise ZeroDivisionError\n",

@@ -49,7 +49,11 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         "row ",
     ),
     "a part that is written again keeps its old record": (
-        Patch("job.py", "if record is None or record.counts.failed_offsets:", "if record is None:"),
+        Patch(
+            "standing.py",
+            "if record is None or record.counts.failed_offsets:",
+            "if record is None:",
+        ),
         "is not the receipt's",
     ),
     "an unknown outcome counts as free": (

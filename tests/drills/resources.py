@@ -26,8 +26,8 @@ from helpers import PROGRAM, clean, fast, output, serving, settings, table, writ
 from batchrank import job
 from batchrank.config import JobConfig, key_of, load
 from batchrank.errors import BatchrankError, ConfigInvalid, ExitCode
-from batchrank.job import planner_of
 from batchrank.report import Progress
+from batchrank.request import planner_of
 from batchrank.retry import Answered, judge
 from batchrank.schema import Columns
 from batchrank.sink import Sink

@@ -1,0 +1,63 @@
+"""What a run is asked, and how its configuration reads an input and plans its requests."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from batchrank.config import JobConfig
+from batchrank.deadline import Deadline
+from batchrank.link import encode
+from batchrank.places import Place
+from batchrank.planning import Planner
+from batchrank.schema import Columns
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is asked besides its configuration. `limit_rows` 0: all rows. `shard` (i, N): do
+    the i-th of N workers' share, counted from 0.
+    """
+
+    inputs: Sequence[str]
+    queries: str | None = None
+    corpus: str | None = None
+    out: Place
+    state_dir: Path | None = None
+    reuse: Place | None = None
+    reuse_rows_only: bool = False
+    restart: bool = False
+    limit_rows: int = 0
+    max_cost_usd: float | None = None
+    max_failed_rows: int = 0
+    retry_failed: bool = False
+    shard: tuple[int, int] | None = None
+    coordinator: str | None = None
+    finish_by: Deadline | None = None
+    priority_column: str | None = None
+
+
+def columns_of(config: JobConfig, priority: str | None = None) -> Columns:
+    """Which columns of the input mean what."""
+    return Columns(
+        config.input.id_column,
+        config.input.query_column,
+        config.input.candidates_column,
+        config.input.keep_columns,
+        config.input.doc_id_column,
+        config.input.text_column,
+        # The longest of Qwen's tokens has 128 bytes: no server reads further than twice that.
+        256 * config.limits.max_tokens_per_document,
+        priority,
+    )
+
+
+def planner_of(config: JobConfig, *, exact: bool) -> Planner:
+    """The planner of a configuration's limits."""
+    # Where `top_n` is sent, an envelope without documents has one digit of what may be several.
+    digits = len(str(config.limits.max_documents)) if config.provider.fields.top_n else 0
+    return Planner(
+        config.limits,
+        exact=exact,
+        envelope_bytes=len(encode(config, "", ())) + digits,
+        whole=config.endpoint.scores_lists,
+    )

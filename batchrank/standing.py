@@ -1,0 +1,140 @@
+"""How an output stands: which of a run's parts are there, which rows failed, what is answered.
+
+Looked up once, when a session begins; from then on it is kept up to date as parts are published.
+"""
+
+import logging
+from datetime import UTC, datetime
+from itertools import groupby
+from math import ceil
+
+import msgspec
+
+from batchrank.assembly import Part
+from batchrank.checkpoint import Checkpoint
+from batchrank.claim import Claim
+from batchrank.config import JobConfig
+from batchrank.pairs import SideFiles
+from batchrank.records import RowScores
+from batchrank.report import total
+from batchrank.shards import Shard, rows_in
+from batchrank.shared import reopen
+from batchrank.sink import PartRecord, Sink
+
+_log = logging.getLogger(__name__)
+
+
+class Standing:
+    """What of a run's own parts is done. `superseded` are the records of parts that are written
+    again because rows of them had failed, `reopened` their rows; `others` are other shards' parts.
+    """
+
+    def __init__(
+        self, config: JobConfig, claim: Claim, rows: int, *, reusing: bool, retry_failed: bool
+    ) -> None:
+        self._claim = claim
+        self._rows = rows
+        self._rows_per_part = config.output.rows_per_part
+        self._retry_failed = retry_failed
+        self._reusable = config.output.reusable
+        part_count = max(1, ceil(rows / self._rows_per_part))
+        shard = claim.shard or Shard(0, 1)
+        self.parts = shard.parts(part_count)
+        self.others = set(range(part_count)) - set(self.parts)
+        self.own_rows = rows_in(self.parts, rows, self._rows_per_part)
+        self._sink = Sink(
+            claim.folder,
+            claim.beside,
+            parts=part_count,
+            top_n=config.output.top_n,
+            compression=config.output.compression,
+            request_ids=config.endpoint.unite_rows,
+            reusing=reusing,
+        )
+        self._side_files = SideFiles(claim.folder, claim.beside)
+        if self._reusable:
+            self._side_files.begin(config.scoring(), datetime.now(UTC).date())
+        self.checkpoint = Checkpoint(claim.database)
+        self.published = self._parts_that_exist()
+        self.superseded: dict[int, PartRecord] = {}
+        self.reopened = self._reopen() if retry_failed else {}
+        self.rows_before = total(self.published.values(), "rows")
+        there, of = len(self.published), len(self.parts)
+        _log.info("%d rows, %d of %d parts published", self.own_rows, there, of)
+
+    @property
+    def some_are_missing(self) -> bool:
+        """Whether a part is to be published yet."""
+        return len(self.published) < len(self.parts)
+
+    @property
+    def missing(self) -> list[tuple[int, int]]:
+        """The rows of the parts that are not published, as ranges (first, stop)."""
+        size = self._rows_per_part
+        missing = [part for part in self.parts if part not in self.published]
+        ranges = []
+        for _, run in groupby(enumerate(missing), lambda placed: placed[1] - placed[0]):
+            parts = [part for _, part in run]  # one after another
+            ranges.append((parts[0] * size, min((parts[-1] + 1) * size, self._rows)))
+        return ranges
+
+    def settled(self) -> tuple[int, int]:
+        """Rows that are done, and those of them that are kept: they wait for others of their part.
+        Those that failed and are asked for again are not done. Raises `StorageFailed`.
+        """
+        kept = self.checkpoint.rows_kept(self.published, scored=self._retry_failed)
+        again = [one for part, one in self.superseded.items() if part not in self.published]
+        failed = sum(len(one.counts.failed_offsets) for one in again)
+        return kept + total([*self.published.values(), *again], "rows") - failed, kept
+
+    def write(self, part: Part) -> PartRecord:
+        """Put a finished part into the output, for good. Raises `StorageFailed`.
+
+        The side file comes first: there is no part then that a later run cannot reuse.
+        """
+        rows = part.finished()
+        if self._reusable:
+            self._side_files.publish(self._sink.name(part.index), rows)
+        return self._sink.publish(part.index, rows, part.kept)
+
+    def came(self, part: int, record: PartRecord) -> None:
+        """A part is published: its answers are needed no more."""
+        self.published[part] = record
+        _log.info("%s published: %d rows", record.name, record.counts.rows)
+        self.checkpoint.forget(part, msgspec.json.encode(record))
+
+    def _parts_that_exist(self) -> dict[int, PartRecord]:
+        """A part that exists is done, also when the run was killed before it could note that: at
+        its first writing, or, where rows of it had failed, at its second.
+        """
+        recorded, there = self.checkpoint.parts(), self._sink.published()
+        published = {}
+        for part in self.parts:
+            if self._sink.name(part) not in there:
+                continue
+            known = recorded.get(part)
+            record = None if known is None else self.checkpoint.decoded(known, PartRecord)
+            if record is None or record.counts.failed_offsets:
+                found = self._sink.read(part)
+                if found != record:
+                    self.checkpoint.forget(part, msgspec.json.encode(found))
+                record = found
+            published[part] = record
+        return published
+
+    def _reopen(self) -> dict[int, list[RowScores]]:
+        """Take back parts with failed rows, to be written again; their files stay until then."""
+        failed = [part for part, known in self.published.items() if known.counts.failed_offsets]
+        if failed:
+            reopen(self._claim)
+        self.superseded = {part: self.published.pop(part) for part in failed}
+        return {part: self._rows_of(part) for part in failed}
+
+    def _rows_of(self, part: int) -> list[RowScores]:
+        """The rows of a published part, with what `top_n` cut off where that is kept."""
+        rows = self._sink.rows(part, part * self._rows_per_part)
+        kept = self._side_files.scores(self._sink.name(part)) or [None] * len(rows)
+        return [
+            row if scores is None else msgspec.structs.replace(row, relevance_scores=scores)
+            for row, scores in zip(rows, kept, strict=True)
+        ]
