@@ -21,14 +21,22 @@ from batchrank.records import Dropped, Failed, Outcome, PlannedRow, RequestPlan,
 class Ahead:
     """The answers of one part, that which is being read. `parts` are those that have answers. Of
     rows with a flag in `again` those that failed in an earlier session do not count.
+    `lenient`: what is sent of a row depends on an earlier output, which may be damaged by now.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, parts: set[int], again: Flags, bands: Bands | None
+        self,
+        checkpoint: Checkpoint,
+        parts: set[int],
+        again: Flags,
+        bands: Bands | None,
+        *,
+        lenient: bool = False,
     ) -> None:
         self._checkpoint = checkpoint
         self._parts = parts
         self._again = again
+        self._lenient = lenient
         self.bands = bands
         self._part = -1
         self._known: dict[int, Answer] = {}
@@ -101,6 +109,8 @@ class Ahead:
         """
         answer = self._known.pop(plan.plan_id, None)
         if answer is not None and answer.digest != plan.digest:
+            if self._lenient:
+                return None
             raise InputBad(
                 f"row {row_of(plan.plan_id)} is not what it was when it was scored. "
                 "Choose a new output, or pass --restart."
@@ -125,6 +135,7 @@ def look_ahead(
     failed: Mapping[int, Sequence[int]],
     retry_failed: bool,
     priorities: Iterable[Numbers] | None,
+    lenient: bool,
 ) -> Ahead:
     """What is answered already, and (with priorities) which of the other rows go first.
 
@@ -137,7 +148,7 @@ def look_ahead(
             parts.add(part)
             (settled if is_scored or not retry_failed else again)[row_of(plan)] = True
     if priorities is None:
-        return Ahead(checkpoint, parts, again, None)
+        return Ahead(checkpoint, parts, again, None, lenient=lenient)
     wanted = np.ones(rows, np.bool_)
     for first in range(0, rows, rows_per_part):
         part = first // rows_per_part
@@ -145,4 +156,4 @@ def look_ahead(
             wanted[first : first + rows_per_part] = False
             wanted[[first + offset for offset in failed.get(part, ())]] = True
     bands = Bands(gathered(priorities, rows), wanted & ~settled, settled)
-    return Ahead(checkpoint, parts, again, bands)
+    return Ahead(checkpoint, parts, again, bands, lenient=lenient)

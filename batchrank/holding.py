@@ -92,6 +92,10 @@ class Holding:
         self._reported(now)
         return bool(before & ~self._granted)
 
+    def unseated(self) -> None:
+        """Another has the seat: nothing may be used until there is a lease again."""
+        self._seated, self._granted, self._until = False, 0, -inf
+
     def cells(self, now: float) -> int:
         """What may be used at this instant."""
         if now < self._until:

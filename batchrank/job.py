@@ -16,9 +16,7 @@ from msgspec.structs import replace
 from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed, state_of
 from batchrank.config import JobConfig, check_price, key_of
 from batchrank.ending import finished_by
-from batchrank.errors import (
-    ConfigInvalid,
-)
+from batchrank.errors import ConfigInvalid, InputBad, InputMissing
 from batchrank.places import Place, is_same
 from batchrank.report import Progress, Receipt
 from batchrank.request import Request, columns_of
@@ -26,7 +24,7 @@ from batchrank.reuse import Previous, opened
 from batchrank.session import Connect, InLoop, Session
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.shards import Shard, shard_of, share_of
-from batchrank.shared import claimed_shard, is_finished
+from batchrank.shared import begun_of_finished, claimed_shard, is_finished
 from batchrank.signals import Signals
 from batchrank.transport import connected
 
@@ -65,13 +63,21 @@ def run(
     source = open_inputs(inputs, columns_of(config, request.priority_column))
     if request.restart or not state.exists():
         _ = source.total_rows  # bad input is refused before there is an output of it, or none left
-    previous = _previous(config, request)
-    deciding = {**config.deciding(), "--reuse": None if previous is None else previous.identity}
+    anew = request.restart or request.retry_failed
+    done = None if anew else begun_of_finished(request.out, state)
+    previous, identity = None, None
+    try:
+        previous = _previous(config, request)
+        identity = None if previous is None else previous.identity
+    except (InputMissing, InputBad):
+        if done is None:
+            raise
+        identity = done.config.get("--reuse")  # what was reused may be gone by now
+    deciding = {**config.deciding(), "--reuse": identity}
     fingerprint = Fingerprint(list(source.files), request.limit_rows, deciding)
     if shard is not None:
         rows = min(source.total_rows, request.limit_rows or source.total_rows)
         fingerprint = replace(fingerprint, shards=shard.of, rows=rows)
-    anew = request.restart or request.retry_failed
     if not anew and is_finished(request.out, fingerprint):
         return finished_receipt(request.out)
     with _claimed(request, state, fingerprint, shard) as claim:

@@ -65,10 +65,13 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Why there is no lease, and whether asking later may help."""
+    """Why there is no lease, and whether asking later may help. `unseated`: another worker has the
+    seat, and all that went with it.
+    """
 
     reason: str
     later: bool
+    unseated: bool = False
 
 
 class _Worker:
@@ -125,7 +128,7 @@ class Coordinator:
         seat = self._seat_for(ask)
         if seat is None:
             reason = f"all {self.seats.workers} seats are taken; `--workers` says how many."
-            return Refusal(reason=reason, later=True)
+            return Refusal(reason=reason, later=True, unseated=True)
         worker = self._sit(ask, seat)
         others = self._taken & ~worker.held
         holding = self._holding(ask) & ~others

@@ -93,6 +93,8 @@ class Leasing:
             self._due = now if lost else asked_at + answer.again_seconds
         else:
             self._due = now + RETRY_SECONDS
+            if isinstance(answer, Refusal) and answer.unseated:
+                self.holding.unseated()
         self._tell(answer)
         return answer
 

@@ -140,6 +140,15 @@ class SideFiles:
                 for some in _blocks(rows):
                     writer.write_batch(_batch(some))
 
+    def remove(self, part: str) -> None:
+        """A part is written anew without a side file: an older one would not fit. Raises
+        `StorageFailed`.
+        """
+        try:
+            (self._folder / _name(part)).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageFailed(f"{self._folder}: cannot be cleared: {error.strerror}.") from error
+
     def scores(self, part: str) -> "list[array[float] | None]":
         """Every score of a part's rows, those that `top_n` cut off too; nothing if that is lost."""
         try:

@@ -110,7 +110,10 @@ def opened(out: Place, config: JobConfig, *, rows_only: bool) -> Previous:
 def _foot(path: Place) -> tuple[int, str] | None:
     try:
         foot = SideFile(path).foot
-    except DAMAGE:
+    except DAMAGE as error:
+        unreached = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if unreached and isinstance(path, Remote):  # not damage: what is in it would be paid again
+            raise StorageFailed(f"{path}: cannot be read: {plain(error)}.") from error
         _log.warning("%s: is damaged; its pairs are scored again", path)
         return None
     return foot.rows, foot.seal
@@ -133,13 +136,18 @@ class Reuse:
         self._previous = previous
         self._index: _Index | None = None
 
+    def prepare(self) -> None:
+        """Read the earlier output's index: seconds for millions of rows."""
+        if self._previous is not None and self._index is None:
+            self._index = _Index(self._previous)
+
     def __call__(self, row: Row) -> Row:
         """The row with the names of its pairs and the scores that are known."""
         pairs = self._digests.of(row)
         if self._previous is None or not any(pairs.texts):
             return Row(row.index, row.query, row.texts, None, pairs)
-        if self._index is None:
-            self._index = _Index(self._previous)
+        self.prepare()
+        assert self._index is not None
         earlier = self._index.rows(pairs.query)
         taken = self._whole if self._previous.rows_only else _each
         scores, since, together = taken(pairs.texts, earlier) if earlier.rows else _NOTHING

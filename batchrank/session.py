@@ -110,6 +110,8 @@ class Session:
         self._checkpoint = self._standing.checkpoint
         wanted = config.output.reusable or previous is not None
         self._known = Reuse(config, previous) if wanted else None
+        if self._known is not None and self._standing.some_are_missing:
+            self._known.prepare()  # while a signal still ends the process at once
         self._deadline = request.finish_by
         until = None if self._deadline is None else self._deadline.text
         self._figures = Figures(config, self._standing.own_rows, self._checkpoint.spent, until)
@@ -133,6 +135,7 @@ class Session:
             },
             retry_failed=self._request.retry_failed,
             priorities=self._source.priorities() if by_priority else None,
+            lenient=self._request.reuse is not None,
         )
 
     def to_the_end(self, key: str | None, signals: Signals | None) -> Receipt:

@@ -18,6 +18,7 @@ from batchrank import checkpoint
 from batchrank.claim import (
     DATABASE,
     KEPT,
+    PAIRS,
     RECEIPT,
     Claim,
     Fingerprint,
@@ -56,6 +57,14 @@ def is_finished(out: Place, fingerprint: Fingerprint) -> bool:
         return False
     check_same(out, begun, fingerprint)
     return True
+
+
+def begun_of_finished(out: Place, state: Path) -> Fingerprint | None:
+    """What an output that is finished was begun with; None for any other."""
+    if not (out.is_dir() and (out / SUCCESS).exists()):
+        return None
+    begun = checkpoint.read_fingerprint(state / DATABASE)
+    return _begun(out) if begun is None else decoded(begun, state / DATABASE)
 
 
 @contextmanager
@@ -162,7 +171,8 @@ def _make(out: Place, home: Place, state: Path, *, elsewhere: bool) -> None:
 
 def _clear(claim: Claim, shard: Shard) -> None:
     reopen(claim)
-    for part in _own_parts(claim.folder, shard):
+    side_files = [one for one in (claim.folder / PAIRS).glob("part-*") if shard.owns(one.name)]
+    for part in [*_own_parts(claim.folder, shard), *side_files]:
         part.unlink(missing_ok=True)
     for file in claim.state.iterdir():
         if file.name not in KEPT:

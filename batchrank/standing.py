@@ -4,9 +4,10 @@ Looked up once, when a session begins; from then on it is kept up to date as par
 """
 
 import logging
+from array import array
 from datetime import UTC, datetime
 from itertools import groupby
-from math import ceil
+from math import ceil, isnan
 
 import msgspec
 
@@ -92,9 +93,11 @@ class Standing:
 
         The side file comes first: there is no part then that a later run cannot reuse.
         """
-        rows = part.finished()
+        rows, name = part.finished(), self._sink.name(part.index)
         if self._reusable:
-            self._side_files.publish(self._sink.name(part.index), rows)
+            self._side_files.publish(name, rows)
+        else:
+            self._side_files.remove(name)
         return self._sink.publish(part.index, rows, part.kept)
 
     def came(self, part: int, record: PartRecord) -> None:
@@ -133,8 +136,19 @@ class Standing:
     def _rows_of(self, part: int) -> list[RowScores]:
         """The rows of a published part, with what `top_n` cut off where that is kept."""
         rows = self._sink.rows(part, part * self._rows_per_part)
-        kept = self._side_files.scores(self._sink.name(part)) or [None] * len(rows)
+        kept = self._side_files.scores(self._sink.name(part))
+        if len(kept) != len(rows):
+            return rows
         return [
-            row if scores is None else msgspec.structs.replace(row, relevance_scores=scores)
+            row
+            if scores is None or not _continues(row.relevance_scores, scores)
+            # The part is the judge: a side file may be of another writing of it.
+            else msgspec.structs.replace(row, relevance_scores=scores)
             for row, scores in zip(rows, kept, strict=True)
         ]
+
+
+def _continues(listed: "array[float]", scores: "array[float]") -> bool:
+    """Whether these scores are those that a part lists for a row, and those that it has cut off."""
+    given = zip(listed, scores, strict=False)
+    return len(scores) >= len(listed) and all(isnan(one) or one == other for one, other in given)

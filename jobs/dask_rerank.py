@@ -58,6 +58,10 @@ class Work(NamedTuple):
     shards: int
     coordinator: str | None
 
+    def __repr__(self) -> str:
+        """Dask logs what a failed task was given, and headers may hold secrets."""
+        return f"Work({self.rows}, {self.scores}, {self.shards} shards)"
+
 
 class Ended(NamedTuple):
     """How a try at a shard ended, and in which worker."""

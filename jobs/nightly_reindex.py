@@ -57,7 +57,7 @@ def nightly_reindex(
             max_cost_usd=max_cost,
             finish_by=until,
             priority_column=priority_column,
-            reuse=night_before(scores, day) if reuse else None,
+            reuse=earlier_night(scores, day) if reuse else None,
         )
         receipt = run(load(config, {}), request, lambda progress: None)
     except BatchrankError as error:
@@ -68,10 +68,17 @@ def nightly_reindex(
     raise SystemExit(receipt.exit_code)
 
 
-def night_before(scores: Path, day: str) -> Path | None:
-    """The latest finished night before this one; None for the first."""
-    finished = (night.parent for night in scores.glob("????-??-??/_SUCCESS"))
-    return max((night for night in finished if night.name < day), default=None)
+def earlier_night(scores: Path, day: str) -> Path | None:
+    """The latest finished night before this one; None for the first. It is chosen once, since a
+    night goes on only with the earlier one that it was begun with.
+    """
+    chosen = scores / f".{day}.reuse"
+    if not chosen.exists():
+        finished = (night.parent.name for night in scores.glob("????-??-??/_SUCCESS"))
+        scores.mkdir(parents=True, exist_ok=True)
+        chosen.write_text(max((night for night in finished if night < day), default=""))
+    name = chosen.read_text()
+    return scores / name if name else None
 
 
 if __name__ == "__main__":

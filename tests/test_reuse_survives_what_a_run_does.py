@@ -2,6 +2,7 @@
 it goes on only with the earlier output that it was begun with.
 """
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -140,6 +141,40 @@ def test_failed_rows_are_asked_for_again_and_known_pairs_are_not(
     before = server.received
     last = score(server, source, tmp_path / "night3", reuse=night2, output=shape)
     assert (server.received - before, last.pairs_reused) == (0, 7)
+
+
+def test_a_finished_output_is_left_alone_when_the_earlier_one_is_gone(
+    server: Server, tmp_path: Path
+) -> None:
+    source = written(tmp_path / "in.parquet", table(4, tag="gone"))
+    score(server, source, tmp_path / "1")
+    command = [*fast(server, tmp_path / "2", source), "--reuse", tmp_path / "1"]
+    assert inside(*command).returncode == 0
+    before = server.received
+    shutil.rmtree(tmp_path / "1")
+    assert inside(*command).returncode == 0
+    assert inside(*command, "--restart").returncode == 66
+    assert server.received == before
+
+
+def test_a_side_file_of_an_earlier_writing_never_overrides_a_part(
+    server: Server, serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    """A run that leaves no side files takes those of its parts away; one that lies there all the
+    same is not believed against the part.
+    """
+    rows = rows_of(("lift", ["poison"]), ("fire", ["poison too"]))
+    source, out = written(tmp_path / "in.parquet", rows), tmp_path / "out"
+    score(serve(REFUSING), source, out)
+    (side_file,) = (out / PAIRS).glob("*.arrow")
+    stale = side_file.read_bytes()
+    half = REFUSING.replace('"poison"', '"poison too"')
+    score(serve(half), source, out, retry_failed=True, output={"reusable": False})
+    assert not side_file.exists()
+    side_file.write_bytes(stale)
+    score(server, source, out, retry_failed=True, output={"reusable": False})
+    score(server, source, tmp_path / "fresh")
+    assert scores_of(out) == scores_of(tmp_path / "fresh")
 
 
 def test_an_output_is_verified_and_judged_as_any_other(server: Server, tmp_path: Path) -> None:
