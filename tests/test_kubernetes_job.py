@@ -56,7 +56,7 @@ def test_the_codes_that_deserve_it_are_tried_again_and_no_others(spec: dict[str,
         ExitCode.TERMINATED: "Ignore",
     }
     if spec.get("completionMode") == "Indexed":  # these two are one worker's, and stop no other
-        wanted |= {ExitCode.ROWS_FAILED: "FailIndex", ExitCode.COST_REACHED: "FailIndex"}
+        wanted |= {ExitCode.ROWS_FAILED: "FailIndex", ExitCode.BOUND_REACHED: "FailIndex"}
     assert dict(actions(spec)) == wanted
     assert {code for code, action in wanted.items() if not action.startswith("Fail")} == AGAIN
 

@@ -352,7 +352,7 @@ def _open_to_others(state: Path, trial: int) -> set[str]:
             mode = path.stat().st_mode & 0o777
         except OSError:
             continue
-        draft = path.name in DRAFTS or path.name.endswith(".parquet.part")
+        draft = path.name in DRAFTS or path.name.endswith((".parquet.part", ".arrow.part"))
         assert draft or not mode & 0o077, f"trial {trial}: {path.name} has mode {mode:o}"
         seen.add(path.name)
     return seen
