@@ -24,6 +24,7 @@ from batchrank import job
 from batchrank.cli import cli
 from batchrank.config import load
 from batchrank.errors import BatchrankError
+from batchrank.logs import log
 from batchrank.pairs import SideFiles
 from batchrank.report import Receipt
 from batchrank.server.hash_scorer import HashScorer
@@ -121,6 +122,7 @@ def program(
 def inside(*arguments: object) -> "subprocess.CompletedProcess[str]":
     """The command in this process: the same words and codes, without the half second to start."""
     words = [str(argument) for argument in arguments]
+    log.handlers = []  # as in a new process: those of a command before write where it wrote
     shown = CliRunner().invoke(cli, words, prog_name="batchrank")
     error = shown.exception
     if isinstance(error, BatchrankError):
