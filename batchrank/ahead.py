@@ -135,7 +135,7 @@ def look_ahead(
     failed: Mapping[int, Sequence[int]],
     retry_failed: bool,
     priorities: Iterable[Numbers] | None,
-    lenient: bool,
+    lenient: bool = False,
 ) -> Ahead:
     """What is answered already, and (with priorities) which of the other rows go first.
 

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import pytest
 from virtual_time import Jump, VirtualLoop
 
-from batchrank import checkpoint, feed, job, sink
+from batchrank import checkpoint, feed, session, sink
 
 T = TypeVar("T")
 
@@ -98,8 +98,8 @@ class Stage:
             patch.setattr(checkpoint, "SimpleQueue", lambda: self._turns)
             patch.setattr(checkpoint, "time", SimpleNamespace(sleep=self._turns.sleep))
             patch.setattr(feed, "ThreadPoolExecutor", _AtOnce)
-            patch.setattr(job, "Random", lambda: Random(self._seed))
-            for module in (sink, job):
+            patch.setattr(session, "Random", lambda: Random(self._seed))
+            for module in (sink, session):
                 patch.setattr(module, "write_whole", self._around(module.write_whole))
             patch.setattr(sink, "sync_folder", self._around(sink.sync_folder))
             yield
