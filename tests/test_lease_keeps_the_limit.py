@@ -270,7 +270,9 @@ def test_tokens_of_a_minute_hold_while_shares_move() -> None:
 def test_any_schedule_of_comings_and_goings_stays_within_every_model(seed: int) -> None:
     """Workers come, go idle, are killed and come back; so does the coordinator; answers get lost.
 
-    At the end all are there and busy, and the account is used. Clocks differ by two milliseconds.
+    At the end all are there and busy, and the account is used; a little less of it where both of
+    its limits bind alike, since each worker then waits now for the one and now for the other.
+    Clocks differ by two milliseconds.
     """
     random = Random(seed)
     workers = random.choice([1, 2, 3, 5, 8, 13])
@@ -284,7 +286,9 @@ def test_any_schedule_of_comings_and_goings_stays_within_every_model(seed: int) 
         holds(account, start)
     end = account.admitted[-1][0]
     late = [size for instant, size in account.admitted if instant >= end - 60]
-    assert len(late) >= 0.93 * rpm or sum(late) >= 0.93 * tpm > 0
+    both_bind = bool(tpm) and 0.8 < (1 + most) / 2 * rpm / tpm < 1.25
+    least = 0.88 if both_bind else 0.93
+    assert len(late) >= least * rpm or sum(late) >= least * tpm > 0
 
 
 async def _schedule(random: Random, rate: Any, most: int, workers: int) -> Account:

@@ -150,7 +150,7 @@ def marked(random: Random, names: Sequence[str], each: int = 2) -> pa.Table:
         lists.append(
             [
                 {"doc_id": f"d{row}-{place}", "text": f"text {random.random()}"}
-                for place in range(random.randint(1, 8))
+                for place in range(random.randint(2, 8))
             ]
         )
     return pa.table(
