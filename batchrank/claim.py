@@ -243,11 +243,21 @@ def check_same(out: Place, begun: Fingerprint, now: Fingerprint) -> None:
         )
     for name, value in now.config.items():
         before = begun.config.get(name, _ADDED_SINCE.get(name))
+        if before != value and name == "--reuse":
+            raise ConfigInvalid(f"{out}: {_reuse_words(before, value)} {advice}")
         if before != value:
             raise ConfigInvalid(
                 f"{out}: begun with {name} = {before!r}, now {value!r}, which would mix results. "
                 f"{advice}"
             )
+
+
+def _reuse_words(before: str | None, now: str | None) -> str:
+    if before is None:
+        return "begun without --reuse; go on without it."
+    if now is None:
+        return "begun with --reuse; give the same earlier output again to go on."
+    return "begun with --reuse of another output, or before that changed; give the same to go on."
 
 
 def _check_files(
@@ -260,7 +270,9 @@ def _check_files(
             f"{out}: begun with another input ({len(begun)} files, now {len(now)}). {advice}"
         )
     for before, after in zip(begun, now, strict=True):
-        if before.rows != after.rows:
+        if before.name != after.name:
+            change = f"was {before.name}, now {after.name}"
+        elif before.rows != after.rows:
             change = f"{after.name} had {before.rows:,} rows, now {after.rows:,}"
         elif before != after:
             change = f"{before.name} is not what it was"

@@ -247,6 +247,16 @@ def coordinator_url() -> str | None:
     return os.environ.get("BATCHRANK_COORDINATOR", "").strip() or None
 
 
+def check_coordinator(url: str) -> None:
+    """Raises `ConfigInvalid` for what can be no coordinator's address."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ConfigInvalid(
+            f"--coordinator {url}: is no address; `batchrank coordinate` prints one such as "
+            "http://127.0.0.1:8766."
+        )
+
+
 def coordinator_key() -> str | None:
     """The secret that the coordinator and its workers share, if there is one."""
     return os.environ.get("BATCHRANK_COORDINATOR_KEY", "").strip() or None

@@ -8,6 +8,7 @@ be gone on with where `out` was given.
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -52,6 +53,10 @@ def rerank(
     the same call goes on where an earlier one stopped; without it they are gone when the call
     fails. Raises `BatchrankError`.
     """
+    if reuse is not None and not isinstance(reuse, str | PathLike):
+        raise TypeError("reuse is the folder of an earlier output; keep one with out=…")
+    if reuse_rows_only and reuse is None:
+        raise ValueError("reuse_rows_only needs reuse, the folder of an earlier output")
     with TemporaryDirectory(prefix="batchrank-") as scratch:
         folder = place(str(out)) if out is not None else Path(scratch) / "out"
         request = job.Request(

@@ -14,7 +14,7 @@ import uvloop
 from msgspec.structs import replace
 
 from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed, state_of
-from batchrank.config import JobConfig, check_price, key_of
+from batchrank.config import JobConfig, check_coordinator, check_price, key_of
 from batchrank.ending import finished_by
 from batchrank.errors import ConfigInvalid, InputBad, InputMissing
 from batchrank.places import Place, is_same
@@ -55,6 +55,8 @@ def run(
             "--priority-column and endpoint.unite_rows: rows of one query are sent together, so "
             "none of them can go first. Leave one of the two out."
         )
+    if request.coordinator is not None:
+        check_coordinator(request.coordinator)
     shard = None if request.shard is None else shard_of(*request.shard)
     if shard is not None and request.coordinator is None:
         share_of(config.rate, shard.of)  # refused before there is an output

@@ -79,8 +79,8 @@ def opened(out: Place, config: JobConfig, *, rows_only: bool) -> Previous:
     files = listed(out)
     if run is None or not files:
         raise InputMissing(
-            f"{out}: has no scores to reuse: it is no output of `batchrank run`, has no part yet, "
-            "or was written with output.reusable = false."
+            f"{out}: has no scores to reuse: it is no output of `batchrank run`, has no part yet "
+            "(finish it first), or was written with output.reusable = false."
         )
     if run.version != VERSION:
         raise InputBad(f"{out}: its _pairs/ are of another batchrank. Leave --reuse out.")

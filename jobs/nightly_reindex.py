@@ -69,11 +69,11 @@ def nightly_reindex(
 
 
 def earlier_night(scores: Path, day: str) -> Path | None:
-    """The latest finished night before this one; None for the first. It is chosen once, since a
-    night goes on only with the earlier one that it was begun with.
+    """The latest finished night before this one; None for the first. A night that is begun goes on
+    with the one that was chosen then, whose name is in SCORES/.DATE.reuse.
     """
     chosen = scores / f".{day}.reuse"
-    if not chosen.exists():
+    if not (chosen.exists() and (scores / day).exists()):
         finished = (night.parent.name for night in scores.glob("????-??-??/_SUCCESS"))
         scores.mkdir(parents=True, exist_ok=True)
         chosen.write_text(max((night for night in finished if night < day), default=""))

@@ -12,7 +12,20 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pyarrow.parquet as pq
-from helpers import PROGRAM, Server, clean, ended, program, serving, started, table, until
+from helpers import (
+    PROGRAM,
+    Server,
+    clean,
+    ended,
+    fast,
+    inside,
+    program,
+    serving,
+    started,
+    table,
+    until,
+    written,
+)
 
 RPM = 1500
 LEASE_SECONDS = 2.0
@@ -176,3 +189,10 @@ def test_what_is_no_ask_is_refused_and_harms_nobody() -> None:
         status, lease = posted(url, json.dumps(good).encode())
         assert status == 200 and lease["type"] == "Lease"
         assert shares(url) == {"0": 0.0033}
+
+
+def test_what_can_be_no_address_is_refused_at_once(server: Server, tmp_path: Path) -> None:
+    source = written(tmp_path / "in.parquet", table(2, tag="nowhere"))
+    done = inside(*fast(server, tmp_path / "out", source), "--coordinator", "nonsense")
+    assert (done.returncode, len(done.stderr.splitlines())) == (78, 1)
+    assert not (tmp_path / "out").exists()
