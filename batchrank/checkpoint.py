@@ -296,7 +296,7 @@ def read_fingerprint(path: Path) -> bytes | None:
             if database.execute("PRAGMA integrity_check").fetchone()[0] != "ok":
                 raise _damaged(path)
             row = database.execute("SELECT value FROM meta WHERE name = 'fingerprint'").fetchone()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # a message may quote what is damaged
         raise _damaged(path) from error
     if row is None:
         raise _damaged(path)

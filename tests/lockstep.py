@@ -61,7 +61,9 @@ class Stage:
         if self.dead:
             return
         self._steps += 1
-        if self._steps == self._stop_at:
+        # Before it is heard a signal ends the process, here that of the test.
+        heard = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        if self._stop_at and not self.stopped and heard and self._steps >= self._stop_at:
             self.stopped = True
             signal.raise_signal(signal.SIGTERM)
         if self._steps == self._kill_at:

@@ -401,6 +401,13 @@ def flipped_at_the_start(path: Path) -> None:
     path.write_bytes(content)
 
 
+def a_schema_that_is_no_text(path: Path) -> None:
+    """SQLite quotes it in its complaint, which is no UTF-8 then."""
+    content = path.read_bytes()
+    assert b"CREATE INDEX" in content
+    path.write_bytes(content.replace(b"CREATE INDEX", b"CREATE\xa0INDEX"))
+
+
 def not_a_database(path: Path) -> None:
     path.write_bytes(b"query,candidates\n" * 1000)
 
@@ -422,6 +429,7 @@ def without_answers(path: Path) -> None:
         cut_short,
         flipped,
         flipped_at_the_start,
+        a_schema_that_is_no_text,
         not_a_database,
         without_tables,
         pytest.param(
