@@ -65,7 +65,9 @@ def flat(trials: int, seed: int, folder: Path) -> str:
     early, later = samples[: len(samples) // 2], samples[len(samples) // 2 :]
     for place, what in enumerate(("open files", "threads", "tasks"), 1):
         at_first, at_most = (max(one[place] for one in some) for some in (early, later))
-        assert at_most <= at_first * 1.1 + 8, f"{what}: {at_first} at first, {at_most} later"
+        # How many tasks a look meets is chance, up to two for each of 64 in flight.
+        allowed = 2 * 64 + 16 if what == "tasks" else at_first * 1.1 + 8
+        assert at_most <= allowed, f"{what}: {at_first} at first, {at_most} later"
     assert paced["late"]["p99"] <= 0.05, f"the event loop stalled: {paced['late']}"
     most = [max(one[place] for one in samples) for place in (1, 2, 3)]
     return (
