@@ -97,14 +97,15 @@ def patched(folder: Path, *patches: Patch) -> Iterator[None]:
         del os.environ[BUILD]
 
 
-def breaks(drill: Callable[[], str], because: str) -> str:
-    """What a drill says when it breaks, as it must under a build that lacks something; `because`
-    is part of it, so that it breaks for the reason meant.
+def breaks(drill: Callable[[], str], *because: str) -> str:
+    """What a drill says when it breaks, as it must under a build that lacks something; one of
+    `because` is part of it, so that it breaks for the reason meant.
     """
     try:
         figures = drill()
     except AssertionError as error:
-        assert because in str(error), f'broke, but not because of "{because}": {error}'
+        known = any(one in str(error) for one in because)
+        assert known, f"broke, but not because of {because}: {error}"
         return str(error)
     raise AssertionError(f"the drill does not notice what this build lacks: {figures}")
 
