@@ -88,7 +88,7 @@ class Ahead:
             return
         if self._sent:  # an outcome that came by now may still be on its way to the disk
             self._sent = bool(self._awaited)
-            await self._committed()
+            await self._checkpoint.durable()
         fetched = await asyncio.to_thread(self._checkpoint.answers, part)
         counting = {plan: one for plan, one in fetched.items() if self._counts(plan, one)}
         self._known = {**counting, **self._known}
@@ -119,11 +119,6 @@ class Ahead:
 
     def _counts(self, plan: int, answer: Answer) -> bool:
         return not (isinstance(answer.outcome, Failed) and self._again[row_of(plan)])
-
-    async def _committed(self) -> None:
-        loop, durable = asyncio.get_running_loop(), asyncio.Event()
-        self._checkpoint.flush(lambda: loop.call_soon_threadsafe(durable.set))
-        await durable.wait()
 
 
 def look_ahead(

@@ -8,6 +8,7 @@ SQLite (WAL, synchronous=FULL), written by one thread that commits what has come
 4.5 us an answer, where a commit each would cost 122 (measured).
 """
 
+import asyncio
 import os
 import sqlite3
 import threading
@@ -122,6 +123,12 @@ class Checkpoint:
         durable. It is never called when that fails.
         """
         self._queue.put(_Flush(committed))
+
+    async def durable(self) -> None:
+        """Wait until all that was handed over is. For good when that fails: the run ends then."""
+        loop, committed = asyncio.get_running_loop(), asyncio.Event()
+        self.flush(lambda: loop.call_soon_threadsafe(committed.set))
+        await committed.wait()
 
     def answered(self) -> Iterator[tuple[int, int, bool]]:
         """The part and plan id of every committed answer, and whether it has scores. Raises

@@ -6,10 +6,8 @@ the port, inside a network of one's own. No text and no key of the endpoint come
 """
 
 import asyncio
-import hmac
 import ipaddress
 import logging
-import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +20,7 @@ from msgspec.structs import replace
 
 from batchrank.errors import ConfigInvalid
 from batchrank.lease import Ask, Coordinator, Lease
+from batchrank.server.door import bears, listen
 
 MOST_BYTES = 1 << 20
 SHUTDOWN_SECONDS = 1.0
@@ -52,10 +51,7 @@ class LeaseApi:
         return _answer({"status": "ok", "shares": shares})
 
     async def _lease(self, request: web.Request) -> web.Response:
-        given = request.headers.get("Authorization", "")
-        if self._secret is not None and not hmac.compare_digest(
-            given.encode("utf-8", "surrogateescape"), f"Bearer {self._secret}".encode()
-        ):
+        if self._secret is not None and not bears(request, self._secret):
             return _answer({"error": "the secret is wrong or missing"}, 401)
         try:
             ask = msgspec.json.decode(await request.read(), type=Ask)
@@ -114,14 +110,6 @@ async def serving(api: LeaseApi, host: str, port: int) -> AsyncIterator[str]:
     )
     await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            reason = os.strerror(error.errno or 0)
-            raise ConfigInvalid(
-                f"{host}, port {port}: {reason}. Choose another, or port 0 for any."
-            ) from None
-        name = f"[{host}]" if ":" in host else host
-        yield f"http://{name}:{runner.addresses[0][1]}"
+        yield await listen(runner, host, port)
     finally:
         await runner.cleanup()

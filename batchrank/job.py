@@ -4,9 +4,7 @@ What is left of it is done by a `session`.
 """
 
 from collections.abc import Callable
-from contextlib import (
-    AbstractContextManager,
-)
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -66,26 +64,17 @@ def run(
     if request.restart or not state.exists():
         _ = source.total_rows  # bad input is refused before there is an output of it, or none left
     anew = request.restart or request.retry_failed
-    done = None if anew else begun_of_finished(request.out, state)
-    previous, identity = None, None
-    try:
-        previous = _previous(config, request)
-        identity = None if previous is None else previous.identity
-    except (InputMissing, InputBad):
-        if done is None:
-            raise
-        identity = done.config.get("--reuse")  # what was reused may be gone by now
+    previous, identity = _reused(config, request, None if anew else state)
     deciding = {**config.deciding(), "--reuse": identity}
+    rows = min(source.total_rows, request.limit_rows or source.total_rows)
     fingerprint = Fingerprint(list(source.files), request.limit_rows, deciding)
     if shard is not None:
-        rows = min(source.total_rows, request.limit_rows or source.total_rows)
         fingerprint = replace(fingerprint, shards=shard.of, rows=rows)
     if not anew and is_finished(request.out, fingerprint):
         return finished_receipt(request.out)
     with _claimed(request, state, fingerprint, shard) as claim:
         if claim.finished and not request.retry_failed:
             return finished_receipt(claim.folder)
-        rows = min(source.total_rows, request.limit_rows or source.total_rows)
         session = Session(config, request, source, rows, claim, previous, watch, connect, in_loop)
         receipt = session.to_the_end(key, signals)
     return receipt if shard is None else finished_by(receipt, request.out, request.max_failed_rows)
@@ -99,13 +88,24 @@ def _claimed(
     return claimed_shard(request.out, shard, state, fingerprint, restart=request.restart)
 
 
-def _previous(config: JobConfig, request: Request) -> Previous | None:
-    """The earlier output whose scores are to be taken."""
+def _reused(
+    config: JobConfig, request: Request, state: Path | None
+) -> tuple[Previous | None, str | None]:
+    """The earlier output whose scores are to be taken, and what it is known by. With a `state` it
+    may be gone by now, if the output is finished.
+    """
     if request.reuse is None:
-        return None
+        return None, None
     if is_same(request.reuse, request.out):
         raise ConfigInvalid(f"{request.out}: is to be reused and written; --reuse names another.")
-    return opened(request.reuse, config, rows_only=request.reuse_rows_only)
+    try:
+        previous = opened(request.reuse, config, rows_only=request.reuse_rows_only)
+    except (InputMissing, InputBad):
+        done = None if state is None else begun_of_finished(request.out, state)
+        if done is None:
+            raise
+        return None, done.config.get("--reuse")
+    return previous, previous.identity
 
 
 def finished_receipt(out: Place) -> Receipt:

@@ -85,11 +85,8 @@ class Link:
         lease = self._budget.wanted_lease()
         if lease is None:
             return
-        loop, durable = asyncio.get_running_loop(), asyncio.Event()
-
         self._checkpoint.lease(lease)
-        self._checkpoint.flush(lambda: loop.call_soon_threadsafe(durable.set))
-        await durable.wait()
+        await self._checkpoint.durable()
 
     async def exchange(self, body: bytes, documents: int) -> Exchange:
         return await self._transport.exchange(body, documents)

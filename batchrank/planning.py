@@ -8,9 +8,8 @@ request then too (see `uniting`).
 This file does not know that plans are sent, nor that sending can fail.
 """
 
-import heapq
 from array import array
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from math import ceil, isnan
 from typing import cast
 
@@ -18,9 +17,10 @@ import msgspec
 import xxhash
 
 from batchrank.limits import RequestLimits, weight
+from batchrank.packing import Packing
 from batchrank.records import PlannedRow, RequestPlan, Row, Slot, plan_id
 from batchrank.tokens import bound, bounds, counts, likely
-from batchrank.uniting import Room, Shared, whole_in
+from batchrank.uniting import Shared
 
 TOKENS_PER_BOUND = 0.25
 """Tokens for each byte of a text, until texts tell: English 0.22, Chinese 0.27, code 0.24."""
@@ -79,8 +79,7 @@ class Planner:
     ) -> None:
         self._limits = limits
         self._exact = exact
-        # `_json_bytes` counts a comma after each text, and the query's quotes are in the envelope.
-        self._envelope_bytes = envelope_bytes - 4
+        self._packing = Packing(limits, envelope_bytes)
         self._whole = whole
         self._counts = counts
         self._seen_tokens = self._seen_bound = 0.0
@@ -111,7 +110,7 @@ class Planner:
                 pairs=row.pairs,
             )
         query_tokens, share = self._count_if_needed(row, query, load)
-        packs, oversized = self._pack(row.query, query_tokens, load)
+        packs, oversized = self._packing.pack(row.query, query_tokens, load.texts, load.tokens)
         if self._whole and (oversized or len(packs) > 1):
             return _nothing(row, f"{len(load)} documents {NOT_WHOLE}", failed=True)
         return PlannedRow(
@@ -125,7 +124,7 @@ class Planner:
             ],
             truncated=truncated,
             note=_note(blank, load.positions(oversized)),
-            fewest=self._lower_bound(load.weight(query_tokens), len(load)),
+            fewest=self._packing.lower_bound(load.weight(query_tokens), len(load)),
             known=row.known,
             pairs=row.pairs,
         )
@@ -148,7 +147,9 @@ class Planner:
         union = _Load(texts, bounds(texts), None)
         cut_query, cut = len(self._cap(query)), set(self._cap(union))
         query_tokens, share = self._count_if_needed(joined, query, union)
-        packs, too_large = self._pack(joined.query, query_tokens, union, places)
+        packs, too_large = self._packing.pack(
+            joined.query, query_tokens, texts, union.tokens, places
+        )
         shared = Shared(packs, places)
         slots = [
             shared.slots(at, row.index, load.homes)
@@ -162,7 +163,7 @@ class Planner:
             for piece, pack in enumerate(shared.packs)
         ]
         first = next(at for at, mine in enumerate(places) if mine)
-        fewest = {first: self._lower_bound(union.weight(query_tokens), len(union))}
+        fewest = {first: self._packing.lower_bound(union.weight(query_tokens), len(union))}
         return [
             self.plan(row)
             if not load.texts
@@ -213,7 +214,9 @@ class Planner:
         (query_tokens,) = query.tokens
         if not self._exact and row.index % SAMPLE_EVERY == 0:
             self._sample(load.texts)
-        if not self._exact and self._holds(row.query, load.weight(query_tokens), load.texts):
+        if not self._exact and self._packing.holds(
+            row.query, load.weight(query_tokens), load.texts
+        ):
             return query_tokens, self._tokens_per_bound
         self._count(query, 1)
         (query_tokens,) = query.tokens
@@ -222,7 +225,7 @@ class Planner:
             return query_tokens, 1.0
         self._count_until_it_fits(query_tokens, load)
         total = load.weight(query_tokens)
-        if not self._holds(row.query, total, load.texts):
+        if not self._packing.holds(row.query, total, load.texts):
             # It will be split, and how must not depend on what else was counted.
             self._count(load, len(load))
             return query_tokens, 1.0
@@ -265,111 +268,6 @@ class Planner:
                 left -= load.tokens[stop]
                 stop += 1
             self._count(load, stop)
-
-    def _holds(self, query: str, total: int, texts: Sequence[str]) -> bool:
-        """Whether one request holds these texts, which weigh so many tokens with the query."""
-        limits = self._limits
-        return (
-            len(texts) <= limits.max_documents
-            and total <= limits.max_tokens_per_request
-            and (
-                not limits.max_bytes_per_request
-                or self._bytes(query, texts) <= limits.max_bytes_per_request
-            )
-        )
-
-    def _bytes(self, query: str, texts: Sequence[str]) -> int:
-        return self._envelope_bytes + _json_bytes(query) + sum(map(_json_bytes, texts))
-
-    def _pack(
-        self, query: str, query_tokens: int, load: _Load, rows: Sequence[Sequence[int]] = ()
-    ) -> tuple[list[Sequence[int]], list[int]]:
-        """Texts into the fewest requests, by their places, and those that fit into none. Of `rows`
-        of texts, each that fits into one request is in one.
-        """
-        if self._holds(query, load.weight(query_tokens), load.texts):
-            return [range(len(load))], []
-        limits = self._limits
-        shares = [(query_tokens + tokens) / limits.max_tokens_per_request for tokens in load.tokens]
-        sizes, room = [0] * len(load), 1
-        if limits.max_bytes_per_request:
-            sizes = list(map(_json_bytes, load.texts))
-            room = limits.max_bytes_per_request - self._envelope_bytes - _json_bytes(query)
-            parts = (size / room if room > 0 else 2.0 for size in sizes)
-            shares = [max(share, part) for share, part in zip(shares, parts, strict=True)]
-        oversized = [place for place, share in enumerate(shares) if share > 1]
-        small = [place for place, share in enumerate(shares) if share <= 1]
-        begun = whole_in(
-            Room(limits.max_documents, limits.max_tokens_per_request, room),
-            [[place for place in row if shares[place] <= 1] for row in rows],
-            [query_tokens + tokens for tokens in load.tokens],
-            sizes,
-        )
-        return self._fewest(query, query_tokens, load, small, shares, begun), oversized
-
-    def _fewest(
-        self,
-        query: str,
-        query_tokens: int,
-        load: _Load,
-        places: Sequence[int],
-        shares: Sequence[float],
-        begun: Sequence[Collection[int]],
-    ) -> list[Sequence[int]]:
-        """The smallest number of requests, from the lower bound up, that a balanced deal fills;
-        those that are begun already are among them.
-        """
-        if not places:
-            return []
-
-        def total(pack: Sequence[int]) -> int:
-            return weight(query_tokens, sum(load.tokens[place] for place in pack), len(pack))
-
-        requests = max(self._lower_bound(total(places), len(places)), len(begun))
-        rest = sorted(set(places).difference(*begun)) if begun else places
-        while True:
-            packs = _deal(rest, shares, requests, begun)
-            if all(
-                self._holds(query, total(pack), [load.texts[place] for place in pack])
-                for pack in packs
-            ):
-                return packs
-            requests += 1
-
-    def _lower_bound(self, total: int, documents: int) -> int:
-        limits = self._limits
-        return max(
-            ceil(documents / limits.max_documents), ceil(total / limits.max_tokens_per_request)
-        )
-
-
-def _deal(
-    places: Sequence[int],
-    shares: Sequence[float],
-    requests: int,
-    begun: Sequence[Collection[int]] = (),
-) -> list[Sequence[int]]:
-    """Places dealt to `requests` piles, heaviest first, each to the lightest pile with room; some
-    piles are begun already.
-
-    Piles differ by at most one document in the most they may hold and by about the lightest
-    documents in weight, so a count that can do with so few requests nearly always does. Within a
-    pile documents stand in candidate order, and piles in the order of their first document.
-    """
-    piles = [*map(list, begun), *([] for _ in range(requests - len(begun)))]
-    most = max(ceil((len(places) + sum(map(len, piles))) / requests), *map(len, piles))
-    lightest = [
-        (sum(shares[place] for place in pile), number)
-        for number, pile in enumerate(piles)
-        if len(pile) < most
-    ]
-    heapq.heapify(lightest)
-    for place in sorted(places, key=lambda place: (-shares[place], place)):
-        load, pile = heapq.heappop(lightest)
-        piles[pile].append(place)
-        if len(piles[pile]) < most:
-            heapq.heappush(lightest, (load + shares[place], pile))
-    return [sorted(pile) for pile in sorted(filter(None, piles), key=min)]
 
 
 def _distinct(
@@ -427,10 +325,6 @@ def _request(
         estimate=max(2 * len(texts), round(total * share)),
         digest=xxhash.xxh3_64_digest(msgspec.msgpack.encode([row.query, texts])),
     )
-
-
-def _json_bytes(text: str) -> int:
-    return len(msgspec.json.encode(text)) + 1
 
 
 def _member(

@@ -47,7 +47,7 @@ from batchrank.feed import Feed
 from batchrank.figures import TICK_SECONDS, Figures
 from batchrank.leasing import Leasing, kept, leased
 from batchrank.link import Link
-from batchrank.records import Outcome, PlannedRow, RequestPlan, row_of
+from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import Left, Progress, Receipt, write_live
 from batchrank.request import Request, planner_of
 from batchrank.reuse import Previous, Reuse
@@ -328,23 +328,25 @@ class Session:
 
     def _missing(self, row: PlannedRow) -> Sequence[RequestPlan]:
         """The plans of a row without an answer that are to be settled."""
-        reopened = self._standing.reopened.get(row.index // self._rows_per_part)
-        if reopened is None:
-            return row.plans
-        before = widened(reopened[row.index % self._rows_per_part], row.candidates)
-        known = outcomes_before(row.plans, before)
+        before = self._before(row)
+        known = {} if before is None else outcomes_before(row.plans, before)
         return [plan for plan in row.plans if plan.plan_id not in known]
+
+    def _before(self, row: PlannedRow) -> RowScores | None:
+        """What a row had, in a part that was published before."""
+        part, place = divmod(row.index, self._rows_per_part)
+        reopened = self._standing.reopened.get(part)
+        return None if reopened is None else widened(reopened[place], row.candidates)
 
     def _begin(self, row: PlannedRow) -> Sequence[RequestPlan]:
         """Expect a row; the plans that are to be settled, which in a part that was published before
         are those without a score.
         """
         self._ahead.begin(row)
-        reopened = self._standing.reopened.get(row.index // self._rows_per_part)
-        if reopened is None:
+        before = self._before(row)
+        if before is None:
             self._finish(self._assembly.begin(row))
             return row.plans if self._again is None else complete(row)
-        before = widened(reopened[row.index % self._rows_per_part], row.candidates)
         before = msgspec.structs.replace(before, pairs=row.pairs)
         if not before.failed_requests:
             self._finish(self._assembly.place(before))

@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "batchrank"
 
 CORE = {"errors", "limits", "tokens", "planning", "retry", "assembly", "budget", "providers"}
-CORE |= {"pricing", "congestion", "uniting"}
+CORE |= {"pricing", "congestion", "uniting", "packing"}
 CORE |= {"ticks", "seats", "lease", "holding", "dealt", "account"}
 DIALECT_FILES = ("answers", "fields", "flat", "served", "cohere", "native", "voyage", "tei")
 WIRE = {"wire", *(f"wire.{name}" for name in DIALECT_FILES)}
@@ -30,6 +30,7 @@ DOORS = {
         "server.api",
         "server.app",
         "server.breakage",
+        "server.door",
     },
     "aiolimiter": {"throttle"},
     "pyarrow": {"places", "schema", "source", "sink", "pairs", "inspection", "output"}

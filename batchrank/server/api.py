@@ -6,7 +6,6 @@ meanwhile. Nothing is logged about a request but the kind and place of a failure
 """
 
 import asyncio
-import hmac
 import logging
 import traceback
 from collections import Counter
@@ -19,6 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from batchrank.server.asking import check_ask, read_ask
 from batchrank.server.breakage import JSON, break_answer
+from batchrank.server.door import bears
 from batchrank.server.faults import Fault, Seen, chance, choose
 from batchrank.server.ledger import Ledger, content_digest
 from batchrank.server.openapi import document
@@ -132,10 +132,7 @@ class RerankApi:
 
     def _authorise(self, request: web.Request) -> None:
         key = self._settings.api_key
-        given = request.headers.get("Authorization", "")
-        if key is not None and not hmac.compare_digest(
-            given.encode("utf-8", "surrogateescape"), f"Bearer {key}".encode()
-        ):
+        if key is not None and not bears(request, key):
             raise Refused(401, "InvalidApiKey")
 
     def _seen(self, ordinal: int, content: bytes, ask: Ask, body_bytes: int) -> Seen:

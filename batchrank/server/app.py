@@ -17,8 +17,8 @@ import uvloop
 from aiohttp import web
 
 from batchrank import tokens
-from batchrank.errors import ConfigInvalid
 from batchrank.server.api import RerankApi
+from batchrank.server.door import listen
 from batchrank.server.settings import ServerSettings
 from batchrank.server.voices import COMPATIBLE_BASE
 
@@ -50,19 +50,10 @@ async def serving(settings: ServerSettings, scorer: "Scorer", port: int = 0) -> 
     )
     await runner.setup()
     try:
-        await _listen(runner, port)
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield await listen(runner, "127.0.0.1", port, BACKLOG)
     finally:
         await runner.cleanup()
         api.close()
-
-
-async def _listen(runner: web.AppRunner, port: int) -> None:
-    try:
-        await web.TCPSite(runner, "127.0.0.1", port, backlog=BACKLOG).start()
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise ConfigInvalid(f"port {port}: {reason}. Choose another port, or 0 for any.") from None
 
 
 def run(
