@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 import numpy as np
 
 from batchrank.bands import Bands, Flags, Numbers, gathered
-from batchrank.checkpoint import Answer, Checkpoint
+from batchrank.checkpoint import UNKNOWN, Answer, Checkpoint
 from batchrank.errors import InputBad
 from batchrank.records import Dropped, Failed, Outcome, PlannedRow, RequestPlan, row_of
 
@@ -108,7 +108,7 @@ class Ahead:
         Raises `InputBad` where the texts were others.
         """
         answer = self._known.pop(plan.plan_id, None)
-        if answer is not None and answer.digest != plan.digest:
+        if answer is not None and answer.digest not in (plan.digest, UNKNOWN):
             if self._lenient:
                 return None
             raise InputBad(

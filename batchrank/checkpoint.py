@@ -30,7 +30,9 @@ from batchrank.records import PLAN_BITS, Dropped, Failed, Outcome, Scored, Share
 T = TypeVar("T")
 
 COMMIT_SECONDS = 0.05
-_VERSION = 2
+UNKNOWN = b""
+"""The digest of an answer that an earlier version has kept."""
+_VERSION = 3
 _SCHEMA = """
 BEGIN;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -42,10 +44,6 @@ CREATE INDEX answers_of_part ON answers (part);
 CREATE TABLE parts (part INTEGER PRIMARY KEY, record BLOB NOT NULL);
 COMMIT;
 """
-_SINCE = {
-    1: "ALTER TABLE answers ADD COLUMN shares BLOB; ALTER TABLE answers ADD COLUMN also TEXT",
-}
-"""What makes a checkpoint of a version one of the next."""
 _ANSWER = "plan, digest, scores, requests, note, shares, seal"
 _ROWS = """
 WITH mine AS (
@@ -311,10 +309,22 @@ def read_fingerprint(path: Path) -> bytes | None:
 
 
 def _bring_up_to_date(database: sqlite3.Connection) -> None:
-    """Let a run go on that an earlier version began."""
+    """Let a run go on that an earlier version began: its answers had digests of another kind."""
     version = database.execute("PRAGMA user_version").fetchone()[0]
-    for step in range(version, _VERSION):
-        database.executescript(f"BEGIN; {_SINCE[step]}; PRAGMA user_version={step + 1}; COMMIT")
+    if version == _VERSION:
+        return
+    database.execute("BEGIN IMMEDIATE")
+    if version == 1:
+        database.execute("ALTER TABLE answers ADD COLUMN shares BLOB")
+        database.execute("ALTER TABLE answers ADD COLUMN also TEXT")
+    for plan, digest, *values, seal in database.execute(
+        f"SELECT {_ANSWER} FROM answers"
+    ).fetchall():
+        if seal == _seal(plan, digest, *values):  # else it is damaged, and stays so
+            known = UNKNOWN, _seal(plan, UNKNOWN, *values), plan
+            database.execute("UPDATE answers SET digest = ?, seal = ? WHERE plan = ?", known)
+    database.execute(f"PRAGMA user_version={_VERSION}")
+    database.execute("COMMIT")
 
 
 def _damaged(path: Path) -> OutputUnusable:

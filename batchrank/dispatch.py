@@ -13,7 +13,7 @@ what is in flight is drained.
 import asyncio
 import logging
 from array import array
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from math import nan
 from random import Random
@@ -283,7 +283,7 @@ class Sender:
             count >= known.documents and len(body) >= known.bytes for known in self._refused
         ):
             return Halve("a request of no greater size was refused", size=True), len(body)
-        pauses = {flag: waits(self._random, throttled=flag) for flag in (False, True)}
+        pauses: dict[bool, Iterator[float]] = {}
         failures = alone = 0
         while True:
             before = self._endpoint.successes
@@ -298,7 +298,9 @@ class Sender:
                 tried = failures + alone
                 given_up = f"given up after {tried} failed requests: {verdict.reason}"
                 return GiveUp(given_up), len(body)
-            pause = max(verdict.after_seconds or 0.0, next(pauses[verdict.throttled]))
+            flag = verdict.throttled
+            pauses[flag] = pauses.get(flag) or waits(self._random, throttled=flag)
+            pause = max(verdict.after_seconds or 0.0, next(pauses[flag]))
             _log.debug("row %d: %s; again in %.1f s", row_of(plan.plan_id), verdict.reason, pause)
             await self._halt.unless_halted(asyncio.sleep(pause))
             tally.retries += 1

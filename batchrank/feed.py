@@ -16,13 +16,15 @@ from batchrank.records import PlannedRow, Row
 from batchrank.source import Chunk, Flags, Source
 from batchrank.uniting import Again, Waiting
 
+Known = Callable[[Row], Row]
+"""A row with the names of its pairs, and what is known of them."""
+
 
 class Feed:
     """The rows of `ranges` (first, stop) in order, cut at the borders of parts, with their plans.
 
-    `known` is asked for each row with what is known of it. `waited_seconds`: how long whoever takes
-    them has waited. Rows that share a query are planned together if there is an `again` (empty
-    where nothing is asked again). Raises as reading does.
+    `waited_seconds`: how long whoever takes them has waited. Rows that share a query are planned
+    together if there is an `again` (empty where nothing is asked again). Raises as reading does.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class Feed:
         planner: Planner,
         ranges: Sequence[tuple[int, int]],
         rows_per_part: int,
-        known: Callable[[Row], Row] | None = None,
+        known: Known,
         again: Again | None = None,
     ) -> None:
         self._source = source
@@ -62,8 +64,7 @@ class Feed:
         for first, stop in self._ranges:
             if self._again is None:
                 for chunk in self._source.chunks(first, stop, self._rows_per_part, only):
-                    rows = chunk.rows if self._known is None else map(self._known, chunk.rows)
-                    yield chunk, [self._planner.plan(row) for row in rows]
+                    yield chunk, [self._planner.plan(self._known(row)) for row in chunk.rows]
                 continue
             assert only is None, "rows that are sent together have no bands"
             for chunk, groups in gathered(
@@ -82,7 +83,7 @@ def gathered(
     first: int,
     stop: int,
     rows_per_part: int,
-    known: Callable[[Row], Row] | None,
+    known: Known,
     again: Again,
 ) -> Iterator[tuple[Chunk, list[list[Row]]]]:
     """The chunks of some rows, each with the groups of rows of one query that it makes ready."""
@@ -95,5 +96,5 @@ def gathered(
         if chunk.first == border:
             border = min((border // rows_per_part + 1) * rows_per_part, stop)
             waiting = Waiting(chunk.first, islice(queries, border - chunk.first))
-        rows = map(again.row, chunk.rows if known is None else map(known, chunk.rows))
+        rows = map(again.row, map(known, chunk.rows))
         yield chunk, [group for row in rows for group in waiting.take(row)]

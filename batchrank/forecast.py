@@ -13,7 +13,8 @@ import msgspec
 
 from batchrank.account import AIM
 from batchrank.config import JobConfig
-from batchrank.feed import gathered
+from batchrank.digests import Digests
+from batchrank.feed import Known, gathered
 from batchrank.limits import RateLimits
 from batchrank.places import Place
 from batchrank.planning import Planner
@@ -106,7 +107,7 @@ def forecast(
     rows = min(source.total_rows, limit_rows or source.total_rows)
     planner = planner_of(config, exact=True)
     previous = None if reuse is None else opened(reuse, config, rows_only=reuse_rows_only)
-    known = None if previous is None else Reuse(config, previous)
+    known = Digests(config.scoring()).named if previous is None else Reuse(config, previous)
     if not sample or sample >= rows:
         totals = _sum(_groups(config, source, planner, known, 0, rows))
         return _figures(config, totals, None, None)
@@ -170,7 +171,7 @@ def _saving(figures: Forecast) -> str:
 
 
 def _groups(
-    config: JobConfig, source: Source, planner: Planner, known: Reuse | None, first: int, stop: int
+    config: JobConfig, source: Source, planner: Planner, known: Known, first: int, stop: int
 ) -> Iterator[dict[str, int]]:
     """The counts of each group of rows that can share requests; most are a row by itself."""
     unite, can_unite = config.endpoint.unite_rows, not config.endpoint.scores_lists

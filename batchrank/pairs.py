@@ -1,11 +1,7 @@
 """Which pairs a run has scored, for a later one: digests and scores, a side file for each part.
 
 OUT/_pairs/part-00000.arrow lies beside part-00000.parquet: parts hold no texts, and `top_n` cuts
-them. Whoever reads OUT/*.parquet does not see it. A pair is known by 8 bytes of xxh3 under a seed
-from its query's 16, whose own seed is of what decides scores (provider, model, instruction, …). So
-a pair is only ever mistaken for another pair of the same query: with 100 candidates a row, in 10^9
-pairs, with a chance of 10^11 / 2^64 = 5e-9; with 4 bytes it would be certain. No text can be had
-back from it.
+them. Whoever reads OUT/*.parquet does not see it. How a pair is known is told in `digests`.
 
 Arrow's file format, uncompressed, some thousand pairs a batch: digests and scores do not shrink
 (20 % under zstd, most of it zeros that are not written now), and a batch is read in 10 us where
@@ -14,11 +10,10 @@ or a copy has changed is not used.
 """
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
-from itertools import repeat
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,7 +24,7 @@ from numpy.typing import NDArray
 from batchrank.claim import PAIRS
 from batchrank.errors import StorageFailed
 from batchrank.places import Place, opened
-from batchrank.records import Pairs, Row, RowScores
+from batchrank.records import RowScores
 from batchrank.sink import sync_folder, whole, write_whole
 
 VERSION = 1
@@ -37,7 +32,6 @@ SUFFIX = ".arrow"
 _BEGUN = "run.json"
 _BATCH_PAIRS = 4096
 _BATCH_ROWS = 1024
-_NO_QUERY = bytes(16)
 _EPOCH = date(1970, 1, 1)
 _SCHEMA = pa.schema(
     [
@@ -83,32 +77,6 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     def complete(self) -> bool:
         """Whether every text that is not blank has a score."""
         return self.since.count(0) == self.texts.count(0)
-
-
-class Digests:
-    """Names rows and their pairs, under what decides scores."""
-
-    def __init__(self, scoring: Mapping[str, Any]) -> None:
-        self._seed = xxhash.xxh3_64_intdigest(msgspec.json.encode(scoring, order="sorted"))
-
-    def of(self, row: Row) -> Pairs:
-        """A row's name and those of its pairs."""
-        if row.query is None or not row.query or row.query.isspace():
-            return Pairs(_NO_QUERY, array("Q", [0]) * len(row.texts))
-        query = xxhash.xxh3_128_digest(row.query.encode(), self._seed)
-        seed = int.from_bytes(query[8:])
-        return Pairs(query, array("Q", _digests(row.texts, seed)))
-
-
-def _digests(texts: Sequence[str | None], seed: int) -> Iterable[int]:
-    if all(texts):
-        whole = cast(Sequence[str], texts)
-        if not any(map(str.isspace, whole)):  # nearly every row: two thirds of the cost
-            return map(xxhash.xxh3_64_intdigest, map(str.encode, whole), repeat(seed))
-    return [
-        0 if text is None or not text or text.isspace() else next(iter(_digests([text], seed)))
-        for text in texts
-    ]
 
 
 class SideFiles:
@@ -314,14 +282,23 @@ def _batch(rows: Sequence[RowScores]) -> pa.RecordBatch:
         pa.array([pairs.query for pairs in named], pa.binary(16)),
         pa.array([_sealed(row) for row in rows], pa.uint64()),
         pa.array([_together(row) for row in rows], pa.uint8()),
-        _lists([pairs.texts for pairs in named], np.uint64),
-        _lists([row.relevance_scores for row in rows], np.float64),
-        _lists([pairs.since or array("H") for pairs in named], np.uint16),
+        _lists([pairs.texts for pairs in named], pa.uint64()),
+        _lists([row.relevance_scores for row in rows], pa.float64()),
+        _lists([pairs.since or array("H") for pairs in named], pa.uint16()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
 
 
-def _lists(lists: "Sequence[array[Any]]", kind: type[np.generic]) -> pa.ListArray:
+def _lists(lists: "Sequence[array[Any]]", kind: pa.DataType) -> pa.ListArray:
     offsets = np.zeros(len(lists) + 1, np.int32)
     np.cumsum([len(one) for one in lists], out=offsets[1:])
-    return pa.ListArray.from_arrays(offsets, pa.array(np.frombuffer(b"".join(lists), kind)))
+    values = pa.py_buffer(b"".join(lists))
+    return pa.ListArray.from_arrays(
+        _numbers(pa.int32(), len(offsets), pa.py_buffer(offsets)),
+        _numbers(kind, int(offsets[-1]), values),
+    )
+
+
+def _numbers(kind: pa.DataType, count: int, values: pa.Buffer) -> pa.Array:
+    """Not by `pa.array`, which loads numpy's masked arrays before its first (13 ms of CPU)."""
+    return pa.Array.from_buffers(kind, count, [None, values])

@@ -14,11 +14,11 @@ from math import ceil, isnan
 from typing import cast
 
 import msgspec
-import xxhash
 
+from batchrank.digests import Digests, digest_of
 from batchrank.limits import RequestLimits, weight
 from batchrank.packing import Packing
-from batchrank.records import PlannedRow, RequestPlan, Row, Slot, plan_id
+from batchrank.records import Pairs, PlannedRow, RequestPlan, Row, Slot, plan_id
 from batchrank.tokens import bound, bounds, counts, likely
 from batchrank.uniting import Shared
 
@@ -51,6 +51,10 @@ class _Load(msgspec.Struct, gc=False):
     def weight(self, query_tokens: int) -> int:
         return weight(query_tokens, sum(self.tokens), len(self.tokens))
 
+    def firsts(self, places: Sequence[int]) -> Sequence[int]:
+        """The first candidate that holds each of these texts."""
+        return places if self.homes is None else [self.homes[place][0] for place in places]
+
     def positions(self, places: Sequence[int]) -> Sequence[int]:
         """The candidates that hold these texts."""
         if self.homes is None:
@@ -75,25 +79,28 @@ class Planner:
         exact: bool = False,
         envelope_bytes: int = 0,
         whole: bool = False,
+        digests: Digests | None = None,
         counts: Callable[[Sequence[str]], list[int]] = counts,
     ) -> None:
         self._limits = limits
         self._exact = exact
         self._packing = Packing(limits, envelope_bytes)
         self._whole = whole
+        self._digests = digests or Digests({})
         self._counts = counts
         self._seen_tokens = self._seen_bound = 0.0
         self._tokens_per_bound = TOKENS_PER_BOUND
 
     def plan(self, row: Row) -> PlannedRow:
         """The requests of one row, and what of it will not be sent."""
+        pairs = row.pairs or self._digests.of(row)
         if row.query is None or not row.query or row.query.isspace():
-            return _nothing(row, "the query is null or blank")
+            return _nothing(row, pairs, "the query is null or blank")
         if not row.texts:
-            return _nothing(row, "the row has no candidates")
-        load, blank = _distinct(row.texts, row.known, merge=not self._whole)
+            return _nothing(row, pairs, "the row has no candidates")
+        load, blank = _distinct(row.texts, pairs, row.known, merge=not self._whole)
         if not load.texts and row.known is None:
-            return _nothing(row, "every candidate is empty or blank")
+            return _nothing(row, pairs, "every candidate is empty or blank")
 
         query = _Load([row.query], bounds([row.query]), None)
         truncated = len(self._cap(query)) + len(load.positions(self._cap(load)))
@@ -107,18 +114,19 @@ class Planner:
                 note=_note(blank, ()),
                 fewest=0,
                 known=row.known,
-                pairs=row.pairs,
+                pairs=pairs,
             )
         query_tokens, share = self._count_if_needed(row, query, load)
         packs, oversized = self._packing.pack(row.query, query_tokens, load.texts, load.tokens)
         if self._whole and (oversized or len(packs) > 1):
-            return _nothing(row, f"{len(load)} documents {NOT_WHOLE}", failed=True)
+            return _nothing(row, pairs, f"{len(load)} documents {NOT_WHOLE}", failed=True)
         return PlannedRow(
             index=row.index,
             candidates=len(row.texts),
             plans=[
                 _request(
-                    row, piece, load, pack, query_tokens, share, (_slot(row.index, load, pack),)
+                    *(row, pairs, piece, load, pack, query_tokens, share),
+                    slots=(_slot(row.index, load, pack),),
                 )
                 for piece, pack in enumerate(packs)
             ],
@@ -126,7 +134,7 @@ class Planner:
             note=_note(blank, load.positions(oversized)),
             fewest=self._packing.lower_bound(load.weight(query_tokens), len(load)),
             known=row.known,
-            pairs=row.pairs,
+            pairs=pairs,
         )
 
     def plan_together(self, rows: Sequence[Row], first_piece: int = 0) -> list[PlannedRow]:
@@ -136,7 +144,11 @@ class Planner:
         """
         if len(rows) == 1 and not first_piece:
             return [self.plan(rows[0])]
-        own = [_distinct(row.texts, row.known, merge=True) for row in rows]
+        pairs = [row.pairs or self._digests.of(row) for row in rows]
+        own = [
+            _distinct(row.texts, named, row.known, merge=True)
+            for row, named in zip(rows, pairs, strict=True)
+        ]
         texts = list(dict.fromkeys(text for load, _ in own for text in load.texts))
         joined = Row(rows[0].index, rows[0].query, texts)
         if not joined.query or joined.query.isspace() or not texts:
@@ -155,9 +167,10 @@ class Planner:
             shared.slots(at, row.index, load.homes)
             for at, (row, (load, _)) in enumerate(zip(rows, own, strict=True))
         ]
+        names = self._digests.of(joined)
         plans = [
             _request(
-                *(joined, first_piece + piece, union, pack, query_tokens, share),
+                *(joined, names, first_piece + piece, union, pack, query_tokens, share),
                 slots=[of[piece] for of in slots if piece in of],
             )
             for piece, pack in enumerate(shared.packs)
@@ -168,15 +181,15 @@ class Planner:
             self.plan(row)
             if not load.texts
             else _member(
-                *(row, load, blank, [plans[piece] for piece in of]),
+                *(row, named, load, blank, [plans[piece] for piece in of]),
                 truncated=cut_query
                 + len(load.positions(_those(mine, cut)))
                 + self._cut_before(row),
                 oversized=_those(mine, set(too_large)),
                 fewest=fewest.get(at, 0),
             )
-            for at, (row, (load, blank), mine, of) in enumerate(
-                zip(rows, own, places, slots, strict=True)
+            for at, (row, named, (load, blank), mine, of) in enumerate(
+                zip(rows, pairs, own, places, slots, strict=True)
             )
         ]
 
@@ -271,15 +284,15 @@ class Planner:
 
 
 def _distinct(
-    texts: Sequence[str | None], known: "array[float] | None", *, merge: bool
+    texts: Sequence[str | None], pairs: Pairs, known: "array[float] | None", *, merge: bool
 ) -> tuple[_Load, list[int]]:
     """The texts worth sending, in order of first sight and each once if `merge`, and the blank
     positions. What has a score already is not sent.
     """
-    if known is None and len(set(texts)) == len(texts) and all(texts):
+    names = set(pairs.texts)
+    if known is None and len(names) == len(texts) and 0 not in names:  # nearly every row
         whole = cast(Sequence[str], texts)
-        if not any(map(str.isspace, whole)):  # nearly every row: a tenth of the cost
-            return _Load(whole, bounds(whole), None), []
+        return _Load(whole, bounds(whole), None), []
     homes: dict[str | int, list[int]] = {}
     blank = []
     for position, text in enumerate(texts):
@@ -304,6 +317,7 @@ def _slot(row: int, load: _Load, pack: Sequence[int]) -> Slot:
 
 def _request(
     row: Row,
+    pairs: Pairs,
     piece: int,
     load: _Load,
     pack: Sequence[int],
@@ -323,12 +337,13 @@ def _request(
         slots=slots,
         tokens=total,
         estimate=max(2 * len(texts), round(total * share)),
-        digest=xxhash.xxh3_64_digest(msgspec.msgpack.encode([row.query, texts])),
+        digest=digest_of(pairs, load.firsts(pack)),
     )
 
 
 def _member(
     row: Row,
+    pairs: Pairs,
     load: _Load,
     blank: Sequence[int],
     plans: Sequence[RequestPlan],
@@ -339,8 +354,7 @@ def _member(
 ) -> PlannedRow:
     """A row of those planned together; `oversized` are places of its own texts."""
     note = _note(blank, load.positions(oversized))
-    pairs = row.pairs
-    if pairs is not None and any(len(plan.documents) > len(load) for plan in plans):
+    if any(len(plan.documents) > len(load) for plan in plans):
         pairs = msgspec.structs.replace(pairs, shared=True)
     return PlannedRow(
         index=row.index,
@@ -359,8 +373,8 @@ def _those(places: Sequence[int], wanted: Set[int]) -> list[int]:
     return [own for own, place in enumerate(places) if place in wanted]
 
 
-def _nothing(row: Row, why: str, *, failed: bool = False) -> PlannedRow:
-    return PlannedRow(row.index, len(row.texts), (), 0, why, 0, failed, pairs=row.pairs)
+def _nothing(row: Row, pairs: Pairs, why: str, *, failed: bool = False) -> PlannedRow:
+    return PlannedRow(row.index, len(row.texts), (), 0, why, 0, failed, pairs=pairs)
 
 
 def _note(blank: Sequence[int], oversized: Sequence[int]) -> str | None:

@@ -7,6 +7,7 @@ import msgspec
 
 from batchrank.config import JobConfig
 from batchrank.deadline import Deadline
+from batchrank.digests import Digests
 from batchrank.link import encode
 from batchrank.places import Place
 from batchrank.planning import Planner
@@ -60,4 +61,5 @@ def planner_of(config: JobConfig, *, exact: bool) -> Planner:
         exact=exact,
         envelope_bytes=len(encode(config, "", ())) + digits,
         whole=config.endpoint.scores_lists,
+        digests=Digests(config.scoring()),
     )

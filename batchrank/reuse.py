@@ -24,12 +24,12 @@ import numpy as np
 import xxhash
 
 from batchrank.config import JobConfig
+from batchrank.digests import Digests
 from batchrank.errors import ConfigInvalid, InputBad, InputMissing, StorageFailed
 from batchrank.pairs import (
     DAMAGE,
     VERSION,
     Block,
-    Digests,
     SideFile,
     Stored,
     begun,
@@ -128,9 +128,9 @@ def _warn_of_gaps(out: Place, files: int) -> None:
 
 
 class Reuse:
-    """Tells rows what is known of them: the names of their pairs, and what `previous` scored."""
+    """Tells rows what `previous` has scored of them."""
 
-    def __init__(self, config: JobConfig, previous: Previous | None) -> None:
+    def __init__(self, config: JobConfig, previous: Previous) -> None:
         self._digests = Digests(config.scoring())
         self._lists = config.endpoint.scores_lists
         self._previous = previous
@@ -138,13 +138,13 @@ class Reuse:
 
     def prepare(self) -> None:
         """Read the earlier output's index: seconds for millions of rows."""
-        if self._previous is not None and self._index is None:
+        if self._index is None:
             self._index = _Index(self._previous)
 
     def __call__(self, row: Row) -> Row:
         """The row with the names of its pairs and the scores that are known."""
         pairs = self._digests.of(row)
-        if self._previous is None or not any(pairs.texts):
+        if not any(pairs.texts):
             return Row(row.index, row.query, row.texts, None, pairs)
         self.prepare()
         assert self._index is not None

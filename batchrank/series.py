@@ -85,12 +85,19 @@ class Series:
             reason = "other reasons"
         reasons[reason] = reasons.get(reason, 0) + 1
 
-    def tick(self, now: float) -> None:
-        """Close the point that is open when its time is up, and keep what there is."""
+    def tick(self, now: float) -> bytes | None:
+        """Close the point that is open when its time is up; now and then what is to be written."""
         if now - self._since >= _POINT_SECONDS:
             self._close(now)
-        if now - self._written >= _WRITE_SECONDS:
-            self._write(now)
+        if now - self._written < _WRITE_SECONDS:
+            return None
+        self._written = now
+        return msgspec.json.encode(self._kept)
+
+    def write(self, content: bytes) -> None:
+        """Keep the series; this one call may be made from a thread."""
+        with suppress(OSError):  # a full disk ends the run where it matters
+            write_unsynced(self._path, content)
 
     def end(self, now: float) -> None:
         """The session ends. Its last moment is no point of its own: a rate of it says little."""
@@ -99,7 +106,7 @@ class Series:
         is_short = points[-1].seconds < _POINT_SECONDS / 2
         if is_short and len(points) > 1 and points[-2].session == self._session:
             points[-2:] = [joined(*points[-2:])]
-        self._write(now)
+        self.write(msgspec.json.encode(self._kept))
 
     def _new(self) -> Point:
         return Point(session=self._session, seconds=0.0, limit=self._limit)
@@ -110,11 +117,6 @@ class Series:
         self._open, self._since = self._new(), now
         while len(self._kept.points) > POINTS:
             _join_shortest(self._kept.points)
-
-    def _write(self, now: float) -> None:
-        self._written = now
-        with suppress(OSError):  # a full disk ends the run where it matters
-            write_unsynced(self._path, msgspec.json.encode(self._kept))
 
 
 def read_series(state: Path) -> Kept | None:

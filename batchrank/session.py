@@ -11,6 +11,7 @@ import gc
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import (
     AbstractAsyncContextManager,
     aclosing,
@@ -33,6 +34,7 @@ from batchrank.assembly import Assembly, Part, outcomes_before, widened
 from batchrank.budget import Budget
 from batchrank.claim import Claim
 from batchrank.config import JobConfig, coordinator_key
+from batchrank.digests import Digests
 from batchrank.dispatch import DRAIN_SECONDS, Halt, Halted, Sender, dispatch
 from batchrank.ending import too_many_failed
 from batchrank.errors import (
@@ -43,7 +45,7 @@ from batchrank.errors import (
     Stopped,
     StorageFailed,
 )
-from batchrank.feed import Feed
+from batchrank.feed import Feed, Known
 from batchrank.figures import TICK_SECONDS, Figures
 from batchrank.leasing import Leasing, kept, leased
 from batchrank.link import Link
@@ -108,10 +110,11 @@ class Session:
             retry_failed=request.retry_failed,
         )
         self._checkpoint = self._standing.checkpoint
-        wanted = config.output.reusable or previous is not None
-        self._known = Reuse(config, previous) if wanted else None
-        if self._known is not None and self._standing.some_are_missing:
-            self._known.prepare()  # while a signal still ends the process at once
+        self._known: Known = Digests(config.scoring()).named
+        if previous is not None:
+            self._known = reuse = Reuse(config, previous)
+            if self._standing.some_are_missing:
+                reuse.prepare()  # while a signal still ends the process at once
         self._deadline = request.finish_by
         until = None if self._deadline is None else self._deadline.text
         self._figures = Figures(config, self._standing.own_rows, self._checkpoint.spent, until)
@@ -420,18 +423,32 @@ class Session:
             self._halt.abandon()
 
     async def _tick(self, series: Series) -> None:
+        """Look at the clock, and tell how far the run is. Telling is a thread's: on a disk that is
+        busy a rename takes seconds (12 of them without a request were seen), and sending must not
+        wait for it.
+        """
+        telling: Future[None] | None = None
         try:
-            while True:
-                if self._deadline is not None and self._deadline.reached:
-                    self._halt.set(self._deadline.missed(), DRAIN_SECONDS)
-                done = self._standing.rows_before + self._assembly.rows_done + self._ahead.rows
-                progress = self._figures.progress(done)
-                self._watch(progress)
-                write_live(self._claim.state, progress)
-                series.tick(time.monotonic())
-                await asyncio.sleep(TICK_SECONDS)
+            with ThreadPoolExecutor(1, "telling") as thread:
+                while True:
+                    if self._deadline is not None and self._deadline.reached:
+                        self._halt.set(self._deadline.missed(), DRAIN_SECONDS)
+                    done = self._standing.rows_before + self._assembly.rows_done + self._ahead.rows
+                    progress = self._figures.progress(done)
+                    if telling is None or telling.done():
+                        if telling is not None:
+                            telling.result()  # raises what was raised there
+                        course = series.tick(time.monotonic())
+                        telling = thread.submit(self._tell, progress, series, course)
+                    await asyncio.sleep(TICK_SECONDS)
         finally:
             series.end(time.monotonic())
+
+    def _tell(self, progress: Progress, series: Series, course: bytes | None) -> None:
+        self._watch(progress)
+        write_live(self._claim.state, progress)
+        if course is not None:
+            series.write(course)
 
     def _too_many_failed(self) -> RowsFailed | None:
         if self._claim.shard is not None:  # whoever finishes the whole counts them

@@ -97,9 +97,13 @@ def _proxy(url: str) -> str | None:
     return getproxies().get(parts.scheme)
 
 
-def _payload(body: bytes) -> bytes | BytesIO:
-    """aiohttp wants a large body as a file, to write it in pieces."""
-    return body if len(body) < _LARGE else BytesIO(body)
+def _payload(body: bytes) -> aiohttp.BytesPayload | BytesIO:
+    """As aiohttp keeps it, which spares it finding out what this is; it wants a large body as a
+    file, to write it in pieces.
+    """
+    if len(body) < _LARGE:
+        return aiohttp.BytesPayload(body, content_type="application/json")
+    return BytesIO(body)
 
 
 async def _capped(response: aiohttp.ClientResponse, cap: int) -> bytes | None:

@@ -99,7 +99,8 @@ class Stage:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checkpoint, "SimpleQueue", lambda: self._turns)
             patch.setattr(checkpoint, "time", SimpleNamespace(sleep=self._turns.sleep))
-            patch.setattr(feed, "ThreadPoolExecutor", _AtOnce)
+            for module in (feed, session):
+                patch.setattr(module, "ThreadPoolExecutor", _AtOnce)
             patch.setattr(session, "Random", lambda: Random(self._seed))
             for module in (sink, session):
                 patch.setattr(module, "write_whole", self._around(module.write_whole))

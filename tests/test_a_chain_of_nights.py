@@ -10,7 +10,8 @@ import pytest
 from helpers import Server, clean, dated, inside, output, reused, rows_of, score, scores_of, written
 
 from batchrank.config import load
-from batchrank.pairs import Digests, SideFiles, begun, days_of
+from batchrank.digests import Digests
+from batchrank.pairs import SideFiles, begun, days_of
 from batchrank.records import Pairs, Row, RowScores
 
 JOBS = Path(__file__).parents[1] / "jobs"

@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "batchrank"
 
 CORE = {"errors", "limits", "tokens", "planning", "retry", "assembly", "budget", "providers"}
-CORE |= {"pricing", "congestion", "uniting", "packing"}
+CORE |= {"pricing", "congestion", "uniting", "packing", "digests"}
 CORE |= {"ticks", "seats", "lease", "holding", "dealt", "account"}
 DIALECT_FILES = ("answers", "fields", "flat", "served", "cohere", "native", "voyage", "tei")
 WIRE = {"wire", *(f"wire.{name}" for name in DIALECT_FILES)}
@@ -43,7 +43,7 @@ DOORS = {
     "click": {"cli", "options", "serve", "coordinate"},
     "rich": {"progress"},
     "gigatoken": {"tokens", "server.weighing"},
-    "xxhash": {"planning", "checkpoint", "pairs", "reuse"},
+    "xxhash": {"digests", "checkpoint", "pairs", "reuse"},
     "pytrec_eval": {"evaluation"},
     "tomllib": {"config"},
 }

@@ -464,7 +464,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(
         database.execute("PRAGMA user_version=99")
     assert refusal(server, OutputUnusable, source, stopped) == (
         f"{database_of(stopped)}: was written by a newer batchrank (state version 99; this one "
-        "knows 2). Update batchrank, or choose a new output."
+        "knows 3). Update batchrank, or choose a new output."
     )
 
 

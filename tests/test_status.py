@@ -15,11 +15,15 @@ from helpers import (
     killed,
     program,
     score,
+    settings,
     started,
     table,
     until,
     written,
 )
+
+from batchrank import job
+from batchrank.report import Progress
 
 SLOW = '[[fault]]\nkind = "slow"\nseconds = 0.2\n'
 
@@ -125,3 +129,27 @@ def test_what_is_no_output_is_refused(tmp_path: Path, what: str) -> None:
     done = inside("status", path)
     assert (done.returncode, done.stdout) == (73, "")
     assert done.stderr == f"batchrank: {path}: is not the output of `batchrank run`.\n"
+
+
+def test_sending_does_not_wait_for_whoever_is_told(server: Server, tmp_path: Path) -> None:
+    """A disk that is busy may take seconds for a file of figures."""
+    source = written(tmp_path / "in.parquet", table(100, tag=tmp_path.name))
+    request = job.Request(inputs=[str(source)], out=tmp_path / "out")
+    before = server.received
+
+    def watch(progress: Progress) -> None:
+        until(lambda: server.received == before + 100, "all is sent while this is told")
+
+    assert job.run(settings(server.base_url), request, watch).exit_code == 0
+
+
+def test_what_is_raised_while_telling_ends_the_run(server: Server, tmp_path: Path) -> None:
+    source = written(tmp_path / "in.parquet", table(10_000, tag=tmp_path.name))
+    request = job.Request(inputs=[str(source)], out=tmp_path / "out")
+
+    def watch(progress: Progress) -> None:
+        raise LookupError("nobody looks")
+
+    with pytest.raises(ExceptionGroup) as raised:
+        job.run(settings(server.base_url), request, watch)
+    assert raised.group_contains(LookupError, match="nobody looks")

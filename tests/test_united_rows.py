@@ -13,9 +13,11 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import polars as pl
 import pyarrow as pa
 import pytest
+import xxhash
 from helpers import (
     CANDIDATES,
     Server,
@@ -390,7 +392,7 @@ def test_an_output_cannot_have_a_second_column_of_that_name() -> None:
 def test_a_run_of_an_earlier_version_goes_on(
     serve: Callable[..., Server], source: Path, tmp_path: Path
 ) -> None:
-    """Its state knows neither the key nor the column."""
+    """Its state knows neither the key nor the columns, and its answers have other digests."""
     own, out = serve(SLOW), tmp_path / "out"
     run = apart(own, out, source)
     process = started(*run, "--max-in-flight", 4)
@@ -401,6 +403,12 @@ def test_a_run_of_an_earlier_version_goes_on(
     with closing(sqlite3.connect(out / "_batchrank" / "checkpoint.sqlite")) as database:
         database.execute("ALTER TABLE answers DROP COLUMN shares")
         database.execute("ALTER TABLE answers DROP COLUMN also")
+        kept = "plan, digest, scores, requests, note"
+        for plan, digest, *values in database.execute(f"SELECT {kept} FROM answers").fetchall():
+            other = bytes(byte ^ 255 for byte in digest)
+            answer = msgspec.msgpack.encode((plan, other, *values))
+            sealed = other, xxhash.xxh3_64_digest(answer), plan
+            database.execute("UPDATE answers SET digest = ?, seal = ? WHERE plan = ?", sealed)
         begun = database.execute("SELECT value FROM meta WHERE name = 'fingerprint'").fetchone()[0]
         fingerprint = json.loads(begun)
         del fingerprint["config"]["endpoint.unite_rows"]

@@ -12,7 +12,8 @@ import pytest
 from helpers import Server, dated, fast, inside, output, rows_of, score, scores_of, table, written
 
 from batchrank.config import load
-from batchrank.pairs import DAMAGE, Digests, SideFile, SideFiles
+from batchrank.digests import Digests
+from batchrank.pairs import DAMAGE, SideFile, SideFiles
 from batchrank.records import Row, RowScores
 from batchrank.reuse import Reuse, opened
 
