@@ -41,9 +41,10 @@ def run(
     """Score the input into `request.out`, or go on where an earlier run stopped.
 
     Returns the receipt, which is also written as run.json, with the exit code and message of what
-    ended the run early, if anything did. Raises what keeps it from beginning. `signals` are those
-    that the main thread hears, where the run is not in it. `connect` reaches the endpoint and
-    `in_loop` passes the time: a test may stand in for either.
+    ended the run early, if anything did. Raises what keeps it from beginning. `watch` is told in a
+    thread how far the run is, now and then. `signals` are those that the main thread hears, where
+    the run is not in it. `connect` reaches the endpoint and `in_loop` passes the time: a test may
+    stand in for either.
     """
     key = key_of(config)
     if request.max_cost_usd is not None:

@@ -20,7 +20,7 @@ PROGRAMS = {
     "tail": "1 % of answers a hundred times slower: 3 min",
     "start": "help, first request, first request of a resumed million: 8 min",
     "plan": "text per CPU second of `batchrank plan`: 3 min",
-    "growth": "10^4, 10^5 and 10^6 rows, with picture: 12 min",
+    "growth": "10^4 to 10^7 rows, with picture: 60 min",
     "checkpoint": "beside a copy that keeps nothing: 6 min",
     "engine": "jobs/dask_rerank.py beside one process: 8 min",
     "profile": "where the client's time goes, by py-spy: 2 min",

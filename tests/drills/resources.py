@@ -12,15 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import uvloop
 from helpers import PROGRAM, clean, fast, output, serving, settings, table, written
 
 from batchrank import job
@@ -39,6 +40,7 @@ from drills.pace import told
 
 CODES = {int(code) for code in ExitCode} - {int(ExitCode.BUG)}
 MEGABYTE = 1 << 20
+T = TypeVar("T")
 
 
 # 20
@@ -113,6 +115,7 @@ def probe(base_url: str, source: str, out: str, rpm: str) -> None:
     """A run in this process, watched from its own event loop; prints what was seen."""
     samples: list[tuple[int, int, int, int]] = []
     late: list[float] = []
+    requests = 0
 
     def beat(due: float, starved: float) -> None:
         loop = asyncio.get_running_loop()
@@ -120,16 +123,25 @@ def probe(base_url: str, source: str, out: str, rpm: str) -> None:
         late.append(loop.time() - due - (_starved_seconds() - starved))
         loop.call_later(0.005, beat, loop.time() + 0.005, _starved_seconds())
 
-    def watch(progress: Progress) -> None:
-        if not samples:
-            beat(asyncio.get_running_loop().time(), _starved_seconds())
+    def look() -> None:
         files = len(os.listdir("/proc/self/fd"))
         threads = len(os.listdir("/proc/self/task"))
-        samples.append((progress.requests, files, threads, len(asyncio.all_tasks())))
+        samples.append((requests, files, threads, len(asyncio.all_tasks())))
+        asyncio.get_running_loop().call_later(0.25, look)
+
+    async def watched(session: Coroutine[Any, Any, T]) -> T:
+        beat(asyncio.get_running_loop().time(), _starved_seconds())
+        look()
+        return await session
+
+    def watch(progress: Progress) -> None:
+        nonlocal requests
+        requests = progress.requests
 
     rate = {"requests_per_minute": int(rpm), "ramp_seconds": 0}
     config = settings(base_url, output={"rows_per_part": 250}, rate=rate)
-    receipt = job.run(config, job.Request(inputs=[source], out=Path(out)), watch)
+    request = job.Request(inputs=[source], out=Path(out))
+    receipt = job.run(config, request, watch, in_loop=lambda run: uvloop.run(watched(run)))
     assert receipt.exit_code == 0, receipt.message
     late.sort()
     figures = {
