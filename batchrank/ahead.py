@@ -13,7 +13,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 import numpy as np
 
 from batchrank.bands import Bands, Flags, Numbers, gathered
-from batchrank.checkpoint import UNKNOWN, Answer, Checkpoint
+from batchrank.checkpoint import Answer, Checkpoint
+from batchrank.digests import digest_before
 from batchrank.errors import InputBad
 from batchrank.records import Dropped, Failed, Outcome, PlannedRow, RequestPlan, row_of
 
@@ -108,7 +109,7 @@ class Ahead:
         Raises `InputBad` where the texts were others.
         """
         answer = self._known.pop(plan.plan_id, None)
-        if answer is not None and answer.digest not in (plan.digest, UNKNOWN):
+        if answer is not None and not _given_to(answer, plan):
             if self._lenient:
                 return None
             raise InputBad(
@@ -119,6 +120,13 @@ class Ahead:
 
     def _counts(self, plan: int, answer: Answer) -> bool:
         return not (isinstance(answer.outcome, Failed) and self._again[row_of(plan)])
+
+
+def _given_to(answer: Answer, plan: RequestPlan) -> bool:
+    """Whether an answer was given to these very texts; earlier versions had another digest."""
+    if answer.digest == plan.digest:
+        return True
+    return answer.digest == digest_before(plan.query, plan.documents)
 
 
 def look_ahead(

@@ -30,8 +30,6 @@ from batchrank.records import PLAN_BITS, Dropped, Failed, Outcome, Scored, Share
 T = TypeVar("T")
 
 COMMIT_SECONDS = 0.05
-UNKNOWN = b""
-"""The digest of an answer that an earlier version has kept."""
 _VERSION = 3
 _SCHEMA = """
 BEGIN;
@@ -44,6 +42,11 @@ CREATE INDEX answers_of_part ON answers (part);
 CREATE TABLE parts (part INTEGER PRIMARY KEY, record BLOB NOT NULL);
 COMMIT;
 """
+_SINCE = {
+    1: "ALTER TABLE answers ADD COLUMN shares BLOB; ALTER TABLE answers ADD COLUMN also TEXT",
+    2: "",  # digests of another kind (see `digests`)
+}
+"""What makes a checkpoint of a version one of the next."""
 _ANSWER = "plan, digest, scores, requests, note, shares, seal"
 _ROWS = """
 WITH mine AS (
@@ -132,12 +135,15 @@ class Checkpoint:
         """The part and plan id of every committed answer, and whether it has scores. Raises
         `OutputUnusable` at the first that is not what was written.
         """
-        with closing(_connection(self._path)) as database:
-            rows = database.execute(f"SELECT part, {_ANSWER} FROM answers")
-            for part, plan, digest, scores, *columns, seal in rows:
-                if seal != _seal(plan, digest, scores, *columns):
-                    raise _damaged(self._path)
-                yield part, plan, scores is not None
+        try:
+            with closing(_connection(self._path)) as database:
+                rows = database.execute(f"SELECT part, {_ANSWER} FROM answers")
+                for part, plan, digest, scores, *columns, seal in rows:
+                    if seal != _seal(plan, digest, scores, *columns):
+                        raise _damaged(self._path)
+                    yield part, plan, scores is not None
+        except sqlite3.Error as error:  # such as a note that is no text any more
+            raise _damaged(self._path) from error
 
     def answers(self, part: int) -> dict[int, Answer]:
         """The committed answers of an unpublished part, by plan id."""
@@ -309,22 +315,10 @@ def read_fingerprint(path: Path) -> bytes | None:
 
 
 def _bring_up_to_date(database: sqlite3.Connection) -> None:
-    """Let a run go on that an earlier version began: its answers had digests of another kind."""
+    """Let a run go on that an earlier version began."""
     version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version == _VERSION:
-        return
-    database.execute("BEGIN IMMEDIATE")
-    if version == 1:
-        database.execute("ALTER TABLE answers ADD COLUMN shares BLOB")
-        database.execute("ALTER TABLE answers ADD COLUMN also TEXT")
-    for plan, digest, *values, seal in database.execute(
-        f"SELECT {_ANSWER} FROM answers"
-    ).fetchall():
-        if seal == _seal(plan, digest, *values):  # else it is damaged, and stays so
-            known = UNKNOWN, _seal(plan, UNKNOWN, *values), plan
-            database.execute("UPDATE answers SET digest = ?, seal = ? WHERE plan = ?", known)
-    database.execute(f"PRAGMA user_version={_VERSION}")
-    database.execute("COMMIT")
+    for step in range(version, _VERSION):
+        database.executescript(f"BEGIN; {_SINCE[step]}; PRAGMA user_version={step + 1}; COMMIT")
 
 
 def _damaged(path: Path) -> OutputUnusable:

@@ -79,21 +79,19 @@ class Planner:
         exact: bool = False,
         envelope_bytes: int = 0,
         whole: bool = False,
-        digests: Digests | None = None,
         counts: Callable[[Sequence[str]], list[int]] = counts,
     ) -> None:
         self._limits = limits
         self._exact = exact
         self._packing = Packing(limits, envelope_bytes)
         self._whole = whole
-        self._digests = digests or Digests({})
         self._counts = counts
         self._seen_tokens = self._seen_bound = 0.0
         self._tokens_per_bound = TOKENS_PER_BOUND
 
     def plan(self, row: Row) -> PlannedRow:
         """The requests of one row, and what of it will not be sent."""
-        pairs = row.pairs or self._digests.of(row)
+        pairs = _names(row)
         if row.query is None or not row.query or row.query.isspace():
             return _nothing(row, pairs, "the query is null or blank")
         if not row.texts:
@@ -144,7 +142,7 @@ class Planner:
         """
         if len(rows) == 1 and not first_piece:
             return [self.plan(rows[0])]
-        pairs = [row.pairs or self._digests.of(row) for row in rows]
+        pairs = list(map(_names, rows))
         own = [
             _distinct(row.texts, named, row.known, merge=True)
             for row, named in zip(rows, pairs, strict=True)
@@ -167,7 +165,12 @@ class Planner:
             shared.slots(at, row.index, load.homes)
             for at, (row, (load, _)) in enumerate(zip(rows, own, strict=True))
         ]
-        names = self._digests.of(joined)
+        name_of = {
+            text: name
+            for row, named in zip(rows, pairs, strict=True)
+            for text, name in zip(row.texts, named.texts, strict=True)
+        }
+        names = Pairs(pairs[0].query, array("Q", [name_of[text] for text in texts]))
         plans = [
             _request(
                 *(joined, names, first_piece + piece, union, pack, query_tokens, share),
@@ -281,6 +284,14 @@ class Planner:
                 left -= load.tokens[stop]
                 stop += 1
             self._count(load, stop)
+
+
+_unnamed = Digests({})
+
+
+def _names(row: Row) -> Pairs:
+    """A row's names; of their own kind where the run has given it none."""
+    return row.pairs or _unnamed.of(row)
 
 
 def _distinct(

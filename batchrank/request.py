@@ -7,7 +7,6 @@ import msgspec
 
 from batchrank.config import JobConfig
 from batchrank.deadline import Deadline
-from batchrank.digests import Digests
 from batchrank.link import encode
 from batchrank.places import Place
 from batchrank.planning import Planner
@@ -61,5 +60,4 @@ def planner_of(config: JobConfig, *, exact: bool) -> Planner:
         exact=exact,
         envelope_bytes=len(encode(config, "", ())) + digits,
         whole=config.endpoint.scores_lists,
-        digests=Digests(config.scoring()),
     )

@@ -85,10 +85,13 @@ class Series:
             reason = "other reasons"
         reasons[reason] = reasons.get(reason, 0) + 1
 
-    def tick(self, now: float) -> bytes | None:
-        """Close the point that is open when its time is up; now and then what is to be written."""
+    def tick(self, now: float) -> None:
+        """Close the point that is open when its time is up."""
         if now - self._since >= _POINT_SECONDS:
             self._close(now)
+
+    def due(self, now: float) -> bytes | None:
+        """The series as it is to be written, every few seconds."""
         if now - self._written < _WRITE_SECONDS:
             return None
         self._written = now

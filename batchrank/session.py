@@ -425,7 +425,7 @@ class Session:
     async def _tick(self, series: Series) -> None:
         """Look at the clock, and tell how far the run is. Telling is a thread's: on a disk that is
         busy a rename takes seconds (12 of them without a request were seen), and sending must not
-        wait for it.
+        wait for it. The end does: nothing else writes what it writes.
         """
         telling: Future[None] | None = None
         try:
@@ -434,15 +434,15 @@ class Session:
                     if self._deadline is not None and self._deadline.reached:
                         self._halt.set(self._deadline.missed(), DRAIN_SECONDS)
                     done = self._standing.rows_before + self._assembly.rows_done + self._ahead.rows
-                    progress = self._figures.progress(done)
+                    progress, now = self._figures.progress(done), time.monotonic()
+                    series.tick(now)
                     if telling is None or telling.done():
-                        if telling is not None:
-                            telling.result()  # raises what was raised there
-                        course = series.tick(time.monotonic())
-                        telling = thread.submit(self._tell, progress, series, course)
+                        _heard(telling)
+                        telling = thread.submit(self._tell, progress, series, series.due(now))
                     await asyncio.sleep(TICK_SECONDS)
         finally:
             series.end(time.monotonic())
+            _heard(telling)
 
     def _tell(self, progress: Progress, series: Series, course: bytes | None) -> None:
         self._watch(progress)
@@ -455,6 +455,12 @@ class Session:
             return None
         allowed = self._request.max_failed_rows
         return too_many_failed(self._claim.folder, self._standing.published.values(), allowed)
+
+
+def _heard(telling: Future[None] | None) -> None:
+    """Raise what was raised while telling."""
+    if telling is not None:
+        telling.result()
 
 
 @contextmanager

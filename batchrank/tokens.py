@@ -12,12 +12,12 @@ as text, which is the larger of the two readings.
 """
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+from unicodedata import normalize
 
 if TYPE_CHECKING:
     from gigatoken import Tokenizer
@@ -32,16 +32,12 @@ def vocabulary_path() -> Path:
 
 def bound(text: str) -> int:
     """The number of tokens that `text` cannot exceed."""
-    if text.isascii():
-        return len(text)
-    return len(unicodedata.normalize("NFC", text).encode())
+    return bounds([text])[0]
 
 
 def bounds(texts: Sequence[str]) -> list[int]:
     """The bound of each text."""
-    if all(map(str.isascii, texts)):
-        return list(map(len, texts))
-    return [len(text) if text.isascii() else bound(text) for text in texts]
+    return [len(text) if text.isascii() else len(normalize("NFC", text).encode()) for text in texts]
 
 
 _WORD = re.compile("[A-Za-z]+")
@@ -106,7 +102,7 @@ def _encoded(texts: Sequence[str]) -> list[int]:
 
 
 def _normal(text: str) -> str:
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
+    return text if text.isascii() else normalize("NFC", text)
 
 
 @cache

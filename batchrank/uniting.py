@@ -235,9 +235,10 @@ class Again:
             known = array("d", [had if isnan(score) else score for score, had in both])
         return msgspec.structs.replace(row, known=known)
 
-    def _pairs(self, row: Row, before: RowScores) -> Pairs | None:
+    def _pairs(self, row: Row, before: RowScores) -> Pairs:
+        assert row.pairs is not None, "a row without names"
         shared = any(self._uses[request] > 1 for request in before.request_ids)
-        return msgspec.structs.replace(row.pairs, shared=shared) if row.pairs else None
+        return msgspec.structs.replace(row.pairs, shared=shared)
 
     def piece(self, lead: int) -> int:
         """The number of the first request of rows the first of which is this."""

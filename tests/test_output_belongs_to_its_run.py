@@ -27,6 +27,7 @@ from helpers import (
 )
 
 from batchrank.errors import BatchrankError, ConfigInvalid, InputBad, OutputUnusable
+from batchrank.records import plan_id
 
 ADVICE = "Choose a new output, or pass --restart."
 SLOW = '[[fault]]\nkind = "slow"\nseconds = {}\n'
@@ -422,6 +423,13 @@ def without_answers(path: Path) -> None:
         database.execute("DROP TABLE answers")
 
 
+def a_note_that_is_no_text(path: Path) -> None:
+    values = f"{plan_id(30, 0)}, 3, x'00', NULL, 0, CAST(x'ff' AS TEXT), x'00', NULL, NULL"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(f"INSERT INTO answers VALUES ({values})")
+        database.commit()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -432,9 +440,8 @@ def without_answers(path: Path) -> None:
         a_schema_that_is_no_text,
         not_a_database,
         without_tables,
-        pytest.param(
-            without_answers,
-        ),
+        without_answers,
+        a_note_that_is_no_text,
     ],
     ids=lambda damage: damage.__name__,
 )

@@ -143,8 +143,11 @@ def test_sending_does_not_wait_for_whoever_is_told(server: Server, tmp_path: Pat
     assert job.run(settings(server.base_url), request, watch).exit_code == 0
 
 
-def test_what_is_raised_while_telling_ends_the_run(server: Server, tmp_path: Path) -> None:
-    source = written(tmp_path / "in.parquet", table(10_000, tag=tmp_path.name))
+@pytest.mark.parametrize("rows", [1, 10_000])
+def test_what_is_raised_while_telling_ends_the_run(
+    server: Server, tmp_path: Path, rows: int
+) -> None:
+    source = written(tmp_path / "in.parquet", table(rows, tag=tmp_path.name))
     request = job.Request(inputs=[str(source)], out=tmp_path / "out")
 
     def watch(progress: Progress) -> None:

@@ -36,8 +36,9 @@ from test_same_bytes import SHUFFLED
 import batchrank
 from batchrank import checkpoint
 from batchrank.checkpoint import Checkpoint
+from batchrank.digests import digest_before
 from batchrank.errors import BatchrankError
-from batchrank.records import Failed, Scored, Share, Spent, plan_id, plan_of
+from batchrank.records import Failed, Scored, Share, Spent, plan_id, plan_of, row_of
 from batchrank.request import columns_of
 from batchrank.shapes import Inputs, open_inputs
 
@@ -403,9 +404,12 @@ def test_a_run_of_an_earlier_version_goes_on(
     with closing(sqlite3.connect(out / "_batchrank" / "checkpoint.sqlite")) as database:
         database.execute("ALTER TABLE answers DROP COLUMN shares")
         database.execute("ALTER TABLE answers DROP COLUMN also")
-        kept = "plan, digest, scores, requests, note"
-        for plan, digest, *values in database.execute(f"SELECT {kept} FROM answers").fetchall():
-            other = bytes(byte ^ 255 for byte in digest)
+        kept = "plan, scores, requests, note"
+        rows = pl.read_parquet(source)
+        for plan, *values in database.execute(f"SELECT {kept} FROM answers").fetchall():
+            row = rows.row(row_of(plan), named=True)
+            texts = dict.fromkeys(one["text"] for one in row["candidates"] if one["text"].strip())
+            other = digest_before(row["query"], list(texts))
             answer = msgspec.msgpack.encode((plan, other, *values))
             sealed = other, xxhash.xxh3_64_digest(answer), plan
             database.execute("UPDATE answers SET digest = ?, seal = ? WHERE plan = ?", sealed)

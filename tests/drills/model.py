@@ -17,7 +17,7 @@ from drills.pace import told
 
 MUTANTS: dict[str, tuple[Patch, str]] = {
     "an answer is taken for any texts": (
-        Patch("ahead.py", "answer.digest != plan.digest:\n", "not answer.digest:\n"),
+        Patch("ahead.py", "not _given_to(answer, plan):\n", "not answer.digest:\n"),
         "with other texts under an answer of theirs",
     ),
     "answers are dropped before their part is published": (
@@ -43,9 +43,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
         "tokens billed of",
     ),
     "scores go to other documents": (
-        Patch(
-            "assembly.py", "= outcome.relevance_scores[document]", "= min(outcome.relevance_scores)"
-        ),
+        Patch("assembly.py", "[position] = scores[document]", "[position] = min(scores)"),
         "row ",
     ),
     "a part that is written again keeps its old record": (
