@@ -37,11 +37,11 @@ SUBJECTS = (
     Subject("bare", "bare loop (aiohttp, uvloop, orjson)", 1.0, "bare"),
     Subject("batchrank", "batchrank, everything on"),
     Subject("baseten", "Baseten client `batch_post`", 1.0, "baseten"),
-    Subject("cookbook", "OpenAI cookbook's loop", 0.3, "bare"),
-    Subject("async_batch_llm", "async-batch-llm with SQLite", 0.3, "async_batch_llm"),
-    Subject("seed", "AsyncOpenAI `.post` (the seed)", 0.2, "seed"),
-    Subject("litellm_arerank", "LiteLLM `arerank`", 0.2, "litellm"),
-    Subject("ray_data", "Ray Data, async actor", 1.0, "ray"),
+    Subject("cookbook", "OpenAI cookbook's loop", 0.1, "bare"),
+    Subject("async_batch_llm", "async-batch-llm with SQLite", 0.1, "async_batch_llm"),
+    Subject("seed", "AsyncOpenAI `.post` (the seed)", 0.07, "seed"),
+    Subject("litellm_arerank", "LiteLLM `arerank`", 0.03, "litellm"),
+    Subject("ray_data", "Ray Data, async actor", 0.2, "ray"),
 )
 
 

@@ -276,16 +276,23 @@ class Life:
         counts = json.loads(pq.read_schema(part).metadata[b"batchrank"])
         if not retry_failed or offset not in counts["failed_offsets"]:
             return True
-        row = pq.read_table(part, columns=["results", "requests"]).slice(offset, 1).to_pylist()[0]
-        scored = {one["index"] for one in row["results"] if one["relevance_score"] is not None}
+        # Where a request of the row was halved, nobody can tell any more which.
+        scored = {
+            one for one in self.plans if row_of(one) == row_of(plan) and self._has_scores(one)
+        }
+        requests = pq.read_table(part, columns=["requests"])["requests"][offset].as_py()
+        return plan in scored and len(scored) == requests
+
+    def _has_scores(self, plan: int) -> bool:
+        """Whether its published row has a score for each of its texts."""
+        part, offset = self._part_of(plan), row_of(plan) % self.nature.rows_per_part
+        if not part.exists():
+            return False
+        results = pq.read_table(part, columns=["results"])["results"][offset].as_py()
+        scored = {one["index"] for one in results if one["relevance_score"] is not None}
         _, texts = self.nature.rows[row_of(plan)]
         lacking = {text for at, text in enumerate(texts or []) if at not in scored}
-        whole = [
-            other
-            for other, (_, documents) in self.plans.items()
-            if row_of(other) == row_of(plan) and not lacking.intersection(documents)
-        ]
-        return plan in whole and len(whole) == row["requests"]
+        return not lacking.intersection(self.plans[plan][1])
 
     # What is asked of it
 
@@ -318,7 +325,11 @@ class Life:
         answered = Counter(
             content for content, instant in self.endpoint.delivered if instant <= last
         )
-        news = Counter(content for plan, content in after.items() if plan not in before)
+        news = Counter(
+            content
+            for plan, content in self.plans.items()
+            if plan not in before and (plan in after or self._has_scores(plan))
+        )
         for content, times in answered.items():
             # One that is also a part of a larger request may have been that request's half.
             if content in self.plans.values() and not self._is_within_another(content):
