@@ -15,7 +15,7 @@ from bench.results import Results
 from bench.subjects import SUBJECTS
 
 PROGRAMS = {
-    "table": "every subject at 20, 100 and 500 documents, with picture: 25 min",
+    "table": "every subject at 20, 100 and 500 documents, with picture: 16 min",
     "limit": "what is achieved of the rate allowed, in real time: 26 min",
     "tail": "1 % of answers a hundred times slower: 3 min",
     "start": "help, first request, first request of a resumed million: 8 min",
