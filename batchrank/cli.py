@@ -18,6 +18,7 @@ from batchrank.coordinate import coordinate
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed
 from batchrank.logs import log, log_to_stderr
 from batchrank.options import SHARD, STATE_DIR, check_reuse, configured, load_options, reusing
+from batchrank.process import rarely_collected, spare_memory, spare_threads
 from batchrank.serve import serve
 
 if TYPE_CHECKING:
@@ -134,7 +135,6 @@ def run(
         from batchrank.config import coordinator_url
         from batchrank.job import Request
         from batchrank.job import run as run_job
-        from batchrank.source import spare_memory
 
         spare_memory()
         request = Request(
@@ -199,7 +199,6 @@ def plan(
     from batchrank.forecast import forecast, words
     from batchrank.places import place
     from batchrank.shapes import Inputs
-    from batchrank.source import spare_memory
 
     spare_memory()
     figures = forecast(
@@ -455,8 +454,10 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the end
+    spare_threads()
     try:
-        cli.main(prog_name="batchrank", standalone_mode=False)
+        with rarely_collected():
+            cli.main(prog_name="batchrank", standalone_mode=False)
     except BatchrankError as error:
         _end(str(error), error.code)
     except click.UsageError as error:

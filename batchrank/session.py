@@ -7,16 +7,14 @@ answers are committed in a third; the event loop only carries requests.
 """
 
 import asyncio
-import gc
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import (
     AbstractAsyncContextManager,
     aclosing,
     closing,
-    contextmanager,
     nullcontext,
     suppress,
 )
@@ -49,6 +47,7 @@ from batchrank.feed import Feed, Known
 from batchrank.figures import TICK_SECONDS, Figures
 from batchrank.leasing import Leasing, kept, leased
 from batchrank.link import Link
+from batchrank.process import rarely_collected
 from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import Left, Progress, Receipt, write_live
 from batchrank.request import Request, planner_of
@@ -187,7 +186,7 @@ class Session:
         """Send what is missing. Raises what ended it early, once all that came is on disk."""
         url = self._config.endpoint.base_url or self._config.provider.base_url
         server = nullcontext(url) if url else local_server()
-        with server as base_url, closing(self._checkpoint), _rarely_collected():
+        with server as base_url, closing(self._checkpoint), rarely_collected():
             halt = self._in_loop(self._send(base_url, key if url else None))
         reason = halt.reason or self._checkpoint.error
         in_time = isinstance(reason, DeadlineReached) and not self._standing.some_are_missing
@@ -461,19 +460,3 @@ def _heard(telling: Future[None] | None) -> None:
     """Raise what was raised while telling."""
     if telling is not None:
         telling.result()
-
-
-@contextmanager
-def _rarely_collected() -> Iterator[None]:
-    """Look for garbage in circles once in 50,000 objects instead of 700, and only among those made
-    since: a request makes some thirty that die by themselves, and the search took a tenth of a
-    run's time (1.2 s of 20,000 requests).
-    """
-    before = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()

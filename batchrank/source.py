@@ -8,9 +8,7 @@ fast as a batch at once (cache). This file does not know what a request is.
 """
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
-from importlib.abc import MetaPathFinder
 
 import msgspec
 import numpy as np
@@ -39,22 +37,6 @@ MARKER = "_batchrank.json"
 DOC_IDS = "doc_ids"
 _PRIORITY_ROWS = 1 << 16
 Flags = NDArray[np.bool_]
-
-
-def spare_memory() -> None:
-    """Have Arrow take memory from the C library, which gives it back: its own allocator keeps 30 MB
-    more of a run that reads batch after batch, and is no faster here. And hide pandas from it,
-    which it imports, where it is installed, to make its first array (0.2 s of CPU, 42 MB). For a
-    whole process, none of whose commands knows a pandas frame.
-    """
-    pa.set_memory_pool(pa.system_memory_pool())
-    sys.meta_path.insert(0, _NoPandas())
-
-
-class _NoPandas(MetaPathFinder):
-    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        if fullname == "pandas":
-            raise ModuleNotFoundError("pandas is not used here", name=fullname)
 
 
 class FileIdentity(msgspec.Struct, frozen=True):

@@ -147,10 +147,24 @@ def test_the_bound_of_plain_and_of_chinese_text_is_its_bytes() -> None:
     assert bound("世界") == 6
 
 
+def test_no_code_point_grows_more_than_the_bound_of_a_text_with_few_of_them_allows() -> None:
+    points = [chr(point) for point in range(0x80, 0x110000) if not 0xD800 <= point < 0xE000]
+    plain = "a" * 400
+    for point in points:
+        apart = unicodedata.normalize("NFD", point)
+        assert len(plain) + len(apart.encode()) <= bound(plain + point)
+        if unicodedata.normalize("NFC", apart) == point:
+            assert len(point.encode()) <= len(apart.encode())
+
+
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 
+MOSTLY_PLAIN = st.builds("{}{}{}".format, TEXTS.map(ascii), st.text(max_size=2), st.just("x" * 300))
 
-@given(st.one_of(TEXTS, st.text(st.sampled_from([*GROW_UNDER_NFC, "a", " ", "\u0301", "世"]))))
+
+@given(
+    st.one_of(TEXTS, MOSTLY_PLAIN, st.text(st.sampled_from([*GROW_UNDER_NFC, "a", "\u0301", "世"])))
+)
 def test_no_text_has_more_tokens_than_its_bound(text: str) -> None:
     assert 0 <= count(text) <= bound(text)
     assert count(text) == tiktoken_count(text)
