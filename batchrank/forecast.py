@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from batchrank.account import AIM
 from batchrank.config import JobConfig
 from batchrank.digests import Digests
 from batchrank.feed import Known, gathered
@@ -282,7 +281,7 @@ def _time(rate: RateLimits, requests: int, tokens: int) -> tuple[float | None, s
         "requests per minute": (requests, rate.requests_per_minute),
         "tokens per minute": (tokens, rate.tokens_per_minute),
     }
-    times = {name: 60 * n / (limit * AIM) for name, (n, limit) in needs.items() if limit}
+    times = {name: 60 * n / (limit * rate.aim) for name, (n, limit) in needs.items() if limit}
     if not times:
         return None, "max_in_flight and the endpoint's answers: no rate limit is set"
     longest = max(times, key=lambda name: times[name])

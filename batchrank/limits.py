@@ -23,6 +23,12 @@ class RequestLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_bytes_per_request: Whole = 0
 
 
+AIM = 0.985
+"""The share of the account's limits that is used: below it no second of the server's overflows."""
+AIM_BY_MINUTE = 0.995
+"""That where minutes alone are held: the requests of 0.3 s may then arrive late, all at once."""
+
+
 class RateLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of the account, per minute (0: unlimited), and how they are approached."""
 
@@ -30,6 +36,12 @@ class RateLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tokens_per_minute: Amount = 0
     max_in_flight: Annotated[int, Meta(ge=1, le=4096)] = 64
     ramp_seconds: Amount = 10
+    held_per_second: bool = True
+
+    @property
+    def aim(self) -> float:
+        """The share of the limits that is used."""
+        return AIM if self.held_per_second else AIM_BY_MINUTE
 
 
 def weight(query_tokens: int, document_tokens: int, documents: int) -> int:

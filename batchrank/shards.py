@@ -120,7 +120,10 @@ def share_of(rate: RateLimits, count: int) -> RateLimits:
     a_second = min(requests, _WHOLE * 60 * floor(requests / 60))
     spaced = a_second if a_second >= (1 - _MOST_GIVEN_UP) * a_minute else a_minute
     return msgspec.structs.replace(
-        rate, requests_per_minute=spaced, tokens_per_minute=rate.tokens_per_minute / count
+        rate,
+        requests_per_minute=spaced,
+        tokens_per_minute=rate.tokens_per_minute / count,
+        held_per_second=True,  # the margin that `_WHOLE` reckons with
     )
 
 

@@ -5,9 +5,10 @@ one request's worth at a time, because on its own it serves small amounts first,
 ones and lets a full minute's worth through at once (measured: 1,199 of 600 in one minute).
 
 What a bucket holds is what may go out at once: 4 ms of rate and one request. Over any second that
-is less than the second's own allowance at `AIM` of the rate, so per-second limits hold too. Under
-uvloop a timer has 1 ms resolution; above 250 requests a second permits are therefore taken in
-bunches, never asking for less than 4 ms. The gate starts empty: a restart adds no burst.
+is less than the second's own allowance at `AIM` of the rate, so per-second limits hold too, unless
+`held_per_second` says that there are none. Under uvloop a timer has 1 ms resolution; above 250
+requests a second permits are therefore taken in bunches, never asking for less than 4 ms. The gate
+starts empty: a restart adds no burst.
 
 Where the account is shared, `held` says what part of it may be used at an instant. Which requests
 are this worker's follows from that (see `ticks`): aiolimiter has no phase, and workers that are
@@ -22,11 +23,11 @@ from typing import NamedTuple
 
 from aiolimiter import AsyncLimiter
 
-from batchrank.account import AIM, TokenAccount
+from batchrank.account import TokenAccount
 from batchrank.congestion import Congestion
 from batchrank.dealt import Dealt, Held
 from batchrank.errors import ContractBroken, TryLater
-from batchrank.limits import RateLimits
+from batchrank.limits import AIM, RateLimits
 from batchrank.retry import Health
 
 _BUCKET_SECONDS = 0.004
@@ -66,9 +67,9 @@ class Throttle:
         self._held = held
         self._share = 1.0 if held is None else held.share(self._clock())
         self._changed = asyncio.Event()
-        per_second, tokens = limits.requests_per_minute / 60, limits.tokens_per_minute / 60 * AIM
-        self._pace: _Pace | Dealt = _Pace(per_second * AIM, self._clock)
-        self._account = TokenAccount(tokens, self._clock, self._wait)
+        per_second, aim = limits.requests_per_minute / 60, limits.aim if held is None else AIM
+        self._pace: _Pace | Dealt = _Pace(per_second * aim, self._clock)
+        self._account = TokenAccount(limits.tokens_per_minute / 60, self._clock, self._wait, aim)
         self._per_second = per_second
         if held is not None:
             self._pace = Dealt(per_second, self._clock, held, self._wait)

@@ -33,10 +33,9 @@ from helpers import (
 import batchrank
 from batchrank import job
 from batchrank.errors import BatchrankError, ConfigInvalid, InputBad, OutputUnusable
-from batchrank.limits import RateLimits
+from batchrank.limits import AIM, RateLimits
 from batchrank.report import Receipt
 from batchrank.shards import Shard, of_environment, parsed, share_of
-from batchrank.throttle import AIM
 
 Serve = Callable[..., Server]
 ROWS, ROWS_PER_PART = 95, 10
