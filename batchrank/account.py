@@ -3,6 +3,8 @@
 from collections.abc import Awaitable, Callable
 from heapq import heappop, heappush
 
+from batchrank.limits import AIM
+
 _TOKEN_BUCKET_SECONDS = 0.01
 _MINUTE = 60.05
 
@@ -11,8 +13,7 @@ class TokenAccount:
     """Tokens per second in a small bucket. A request larger than half of it goes when it is half
     full and leaves a debt, so any size passes at any rate, in its turn; what comes in while its
     timer is late is not lost (a millisecond of each 45 was 2 % of 150,000 a minute). Large requests
-    make rounding coarse, so the last minute's sum is kept below the limit besides. `aim` is the
-    share of the limit that is used.
+    make rounding coarse, so the last minute's sum is kept below the limit besides.
     """
 
     def __init__(
@@ -20,13 +21,11 @@ class TokenAccount:
         per_second: float,
         clock: Callable[[], float],
         wait: Callable[[float], Awaitable[None]],
-        aim: float,
     ) -> None:
-        self._whole = self._rate = per_second * aim
-        self._aim = aim
+        self._whole = self._rate = per_second
         self._clock = clock
         self._wait = wait
-        self._most = self._rate * _TOKEN_BUCKET_SECONDS
+        self._most = per_second * _TOKEN_BUCKET_SECONDS
         self._enough = self._most / 2
         self._waits_for_more = False
         self._balance = 0.0
@@ -60,7 +59,7 @@ class TokenAccount:
         """How long until so many may go; what is nothing's share, until that changes."""
         if self._whole <= 0:
             return 0.0
-        if self._waits_for_more and tokens > self._rate * 60 / self._aim:
+        if self._waits_for_more and tokens > self._rate * 60 / AIM:
             return _MINUTE
         return max(self._until_paid(tokens), self._until_minute_has_room(tokens))
 
@@ -79,7 +78,7 @@ class TokenAccount:
         now = self._clock()
         while self._minute and self._minute[0][0] <= now - _MINUTE:
             self._sum -= heappop(self._minute)[1]
-        if not self._minute or self._sum + tokens <= self._rate * 60 / self._aim:
+        if not self._minute or self._sum + tokens <= self._rate * 60 / AIM:
             return 0.0
         return self._minute[0][0] + _MINUTE - now
 

@@ -14,7 +14,7 @@ import msgspec
 from batchrank.config import JobConfig
 from batchrank.digests import Digests
 from batchrank.feed import Known, gathered
-from batchrank.limits import RateLimits
+from batchrank.limits import AIM, RateLimits
 from batchrank.places import Place
 from batchrank.planning import Planner
 from batchrank.pricing import Price
@@ -278,10 +278,10 @@ def _figures(
 def _time(rate: RateLimits, requests: int, tokens: int) -> tuple[float | None, str]:
     """Seconds at the limits, and the limit that takes the longer."""
     needs = {
-        "requests per minute": (requests, rate.requests_per_minute),
-        "tokens per minute": (tokens, rate.tokens_per_minute),
+        "requests per minute": (requests, rate.requests_per_minute * rate.aim),
+        "tokens per minute": (tokens, rate.tokens_per_minute * AIM),
     }
-    times = {name: 60 * n / (limit * rate.aim) for name, (n, limit) in needs.items() if limit}
+    times = {name: 60 * n / limit for name, (n, limit) in needs.items() if limit}
     if not times:
         return None, "max_in_flight and the endpoint's answers: no rate limit is set"
     longest = max(times, key=lambda name: times[name])

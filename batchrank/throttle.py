@@ -67,9 +67,9 @@ class Throttle:
         self._held = held
         self._share = 1.0 if held is None else held.share(self._clock())
         self._changed = asyncio.Event()
-        per_second, aim = limits.requests_per_minute / 60, limits.aim if held is None else AIM
-        self._pace: _Pace | Dealt = _Pace(per_second * aim, self._clock)
-        self._account = TokenAccount(limits.tokens_per_minute / 60, self._clock, self._wait, aim)
+        per_second, tokens = limits.requests_per_minute / 60, limits.tokens_per_minute / 60 * AIM
+        self._pace: _Pace | Dealt = _Pace(per_second * limits.aim, self._clock)
+        self._account = TokenAccount(tokens, self._clock, self._wait)
         self._per_second = per_second
         if held is not None:
             self._pace = Dealt(per_second, self._clock, held, self._wait)

@@ -332,6 +332,7 @@ DECIDING = [
     ("rate", "requests_per_minute", 7, False),
     ("rate", "tokens_per_minute", 7, False),
     ("rate", "max_in_flight", 7, False),
+    ("rate", "held_per_second", False, False),
     ("input", "query_column", "q", True),
     ("output", "top_n", 3, True),
     ("output", "rows_per_part", 3, True),

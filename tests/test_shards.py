@@ -205,6 +205,11 @@ def test_where_it_costs_little_they_never_pass_a_seconds_share_either(workers: i
     assert share >= 0.98 * 5400 / workers
 
 
+def test_a_share_keeps_the_margin_that_it_is_reckoned_with() -> None:
+    whole = RateLimits(requests_per_minute=5400, held_per_second=False)
+    assert share_of(whole, 1).aim > AIM == share_of(whole, 2).aim
+
+
 def test_tokens_and_nothing_else_are_divided_too() -> None:
     whole = RateLimits(requests_per_minute=0, tokens_per_minute=8000, max_in_flight=9)
     assert share_of(whole, 4) == msgspec.structs.replace(whole, tokens_per_minute=2000)

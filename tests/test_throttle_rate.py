@@ -96,8 +96,17 @@ def test_where_minutes_alone_are_held_more_of_them_is_used(rpm: int) -> None:
     seconds = max(130.0, 600 / rpm * 60) if rpm <= 5400 else 130.0
     admitted = saturate(rate, [1], seconds)
     assert len(admitted) >= AIM_BY_MINUTE * rpm / 60 * seconds * 0.998 - 1
+    spans = zip(admitted, admitted[rpm:], strict=False)
+    assert min(last - first for (first, _), (last, _) in spans) >= 60.29
     for name, window in MINUTES.items():
         assert refused(admitted, Quota(window(rpm))) == 0, name
+
+
+def test_a_limit_with_a_fraction_keeps_the_wider_margin() -> None:
+    rate = RateLimits(requests_per_minute=1000 / 7, ramp_seconds=0, held_per_second=False)
+    admitted = saturate(rate, [1], 400)
+    for name, window in MINUTES.items():
+        assert refused(admitted, Quota(window(1000 / 7))) == 0, name
 
 
 def test_the_first_request_waits_its_turn_so_that_a_restart_adds_no_burst() -> None:
