@@ -18,7 +18,7 @@ PROGRAMS = {
     "table": "every subject at 20, 100 and 500 documents, with picture: 16 min",
     "limit": "what is achieved of the rate allowed, in real time: 26 min",
     "tail": "1 % of answers a hundred times slower: 3 min",
-    "start": "help, first request, first request of a resumed million: 8 min",
+    "start": "help, first request, first request of a resumed million: 2 min",
     "plan": "text per CPU second of `batchrank plan`: 3 min",
     "growth": "10^4 to 10^7 rows, with picture: 60 min",
     "checkpoint": "beside a copy that keeps nothing: 6 min",
