@@ -109,23 +109,13 @@ class Memory:
         keys = list(map(hash, texts))
         found = list(map(self._tokens.get, keys))
         missing = [place for place, known in enumerate(found) if known is None]
-        if missing:
-            self._learn(texts, keys, found, missing)
-        self._look_back(len(texts), len(texts) - len(missing))
-        return cast(list[int], found)
-
-    def _learn(
-        self,
-        texts: Sequence[str],
-        keys: Sequence[int],
-        found: list[int | None],
-        missing: Sequence[int],
-    ) -> None:
         if len(self._tokens) > self._size:
             self._tokens.clear()
         fresh = self._count([texts[place] for place in missing])
         for place, tokens in zip(missing, fresh, strict=True):
             self._tokens[keys[place]] = found[place] = tokens
+        self._look_back(len(texts), len(texts) - len(missing))
+        return cast(list[int], found)
 
     def _look_back(self, asked: int, known: int) -> None:
         """Once so many were asked for, whether to go on."""
@@ -144,8 +134,10 @@ def _encoded(texts: Sequence[str]) -> list[int]:
     """Tokens of each text, in one call (318 MB of 500-byte texts a CPU second; a call for each
     makes 241) unless the matrix that it fills would be large.
     """
+    if not texts:
+        return []
     texts = [text if text.isascii() else normalize("NFC", text) for text in texts]
-    if len(texts) * max(map(len, texts), default=0) > _CELLS:
+    if len(texts) * max(map(len, texts)) > _CELLS:
         return [len(_tokenizer().encode(text)) for text in texts]
     lengths: list[int] = _tokenizer().encode_batch_padded(texts, 0, parallel=False)[1].tolist()
     return lengths

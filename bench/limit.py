@@ -102,6 +102,11 @@ def run(results: Results, *, seconds: float, names: Sequence[str]) -> None:
     for scenario in SCENARIOS:
         if scenario.name in names:
             results.keep("limit", _one(scenario, path, seconds))
+    report(results)
+
+
+def report(results: Results) -> None:
+    """Table and verdicts of the runs that are kept."""
     lines = [
         "| scenario | seconds | allowed | let in after the ramp | share | settled after s | 429 |",
         "|---|---|---|---|---|---|---|",
@@ -166,11 +171,15 @@ def _settled(times: list[float], let_in: list[float], per_second: float) -> floa
 
 def _line(run: Run) -> str:
     scenario = _scenario(run)
-    settled = "never" if run["settled_after"] is None else f"{run['settled_after']:.0f}"
     return (
         f"| {scenario.title} | {run['seconds']:.0f} | {run['allowed']:,.0f} | {run['let_in']:,} "
-        f"| {run['share']:.2%} | {settled} | {run['refused']:,} ({run['refused_share']:.2%}) |"
+        f"| {run['share']:.2%} | {_settled_after(run)} "
+        f"| {run['refused']:,} ({run['refused_share']:.2%}) |"
     )
+
+
+def _settled_after(run: Run) -> str:
+    return "never" if run["settled_after"] is None else f"{run['settled_after']:.0f}"
 
 
 def _verdicts(run: Run) -> Iterator[Verdict]:
@@ -186,7 +195,9 @@ def _verdicts(run: Run) -> Iterator[Verdict]:
             refused < scenario.most_429,
             f"{scenario.name}: {refused:.2%} answered 429 (target < {scenario.most_429:.0%})",
         )
-        yield Verdict(within, f"{scenario.name}: settled after {settled} s (target ≤ 10)")
+        yield Verdict(
+            within, f"{scenario.name}: seconds to settle: {_settled_after(run)} (target ≤ 10)"
+        )
     else:
         yield Verdict(
             run["refused"] == 0, f"{scenario.name}: {run['refused']} answered 429 (target 0)"
