@@ -290,30 +290,33 @@ class Session:
         spent = self._figures.spent.units + self._figures.spent.units_at_risk
         return Budget(units, max(spent, self._checkpoint.leased))
 
-    async def _plans(self) -> AsyncGenerator[RequestPlan, None]:
-        """The plans that no committed answer settles, as fast as they are taken."""
+    async def _plans(self) -> AsyncGenerator[Sequence[RequestPlan], None]:
+        """The plans that no committed answer settles, those of a chunk together."""
         try:
             async with aclosing(self._plans_of_bands()) as plans:
-                async for plan in plans:
-                    yield plan
+                async for of_row in plans:
+                    yield of_row
             async with aclosing(self._feed.chunks()) as chunks:
                 async for chunk, planned in chunks:
                     part = chunk.first // self._rows_per_part
                     await self._room_for(part)
                     await self._ahead.turn_to(part)
                     self._assembly.keep(chunk.first, chunk.kept)
-                    for plan in (plan for row in planned for plan in self._begin(row)):
-                        if self._ahead.awaits(plan):
-                            continue
-                        outcome = self._ahead.outcome(plan)
-                        if outcome is None:
-                            yield plan
-                        else:
-                            self._finish(*self._assembly.settle(outcome))
+                    begun = [plan for row in planned for plan in self._begin(row)]
+                    yield [plan for plan in begun if self._is_to_be_sent(plan)]
         except BatchrankError as error:
             self._halt.set(error)
 
-    async def _plans_of_bands(self) -> AsyncGenerator[RequestPlan, None]:
+    def _is_to_be_sent(self, plan: RequestPlan) -> bool:
+        """Whether a plan of a row that is begun has no answer, and none is on its way."""
+        if self._ahead.awaits(plan):
+            return False
+        outcome = self._ahead.outcome(plan)
+        if outcome is not None:
+            self._finish(*self._assembly.settle(outcome))
+        return outcome is None
+
+    async def _plans_of_bands(self) -> AsyncGenerator[Sequence[RequestPlan], None]:
         """The plans of the more valuable rows, before their parts' turn; the least valuable rows
         wait for that.
         """
@@ -325,8 +328,7 @@ class Session:
                     for row in planned:
                         plans = self._missing(row)
                         self._ahead.send(chunk.first // self._rows_per_part, plans)
-                        for plan in plans:
-                            yield plan
+                        yield plans
 
     def _missing(self, row: PlannedRow) -> Sequence[RequestPlan]:
         """The plans of a row without an answer that are to be settled."""

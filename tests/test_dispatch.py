@@ -122,11 +122,11 @@ class Session:
         self.recorded: dict[int, Outcome] = {}
         self.order: list[int] = []
 
-    async def plans(self, plans: Iterable[RequestPlan]) -> AsyncIterator[RequestPlan]:
+    async def plans(self, plans: Iterable[RequestPlan]) -> AsyncIterator[Sequence[RequestPlan]]:
         for one in plans:
             self.taken += 1
             self.most_open = max(self.most_open, self.taken - len(self.recorded))
-            yield one
+            yield [one]
 
     def record(self, plan: RequestPlan, outcome: Outcome) -> None:
         assert plan.plan_id == outcome.plan_id

@@ -314,11 +314,11 @@ def _session(
         sender = Sender(link, max_in_flight=max_in_flight, halt=halt, random=Random(seed))
         clock = asyncio.get_running_loop().time
 
-        async def source() -> AsyncIterator[RequestPlan]:
+        async def source() -> AsyncIterator[Sequence[RequestPlan]]:
             for row in count() if plans is None else range(plans):
                 if plans is None and clock() >= until:
                     return
-                yield plan(row, f"{row % 1000} text")
+                yield [plan(row, f"{row % 1000} text")]
 
         await dispatch(
             source(),
