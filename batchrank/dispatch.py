@@ -153,7 +153,7 @@ async def dispatch(
     halt: Halt,
 ) -> None:
     """Settle every plan and record its outcome; return when all are recorded, or are drained.
-    Plans come some at a time, which costs a request 5 us less than one by one.
+    Plans come some at a time, those of a chunk.
     `board` waits for the place in flight that `settle` starts from.
     """
     room = asyncio.Semaphore(max_in_flight * PLANS_PER_FLIGHT)
