@@ -153,8 +153,7 @@ async def dispatch(
     halt: Halt,
 ) -> None:
     """Settle every plan and record its outcome; return when all are recorded, or are drained.
-    Plans come some at a time, those of a chunk.
-    `board` waits for the place in flight that `settle` starts from.
+    Plans come a chunk's at a time. `board` waits for the place in flight that `settle` starts from.
     """
     room = asyncio.Semaphore(max_in_flight * PLANS_PER_FLIGHT)
 
