@@ -60,7 +60,7 @@ class Server:
 
     def ledger(self, *, full: bool = False) -> dict[str, Any]:
         """What would be billed, and what came to the door."""
-        with urlopen(f"{self.host}/ledger?full={int(full)}", timeout=10) as answer:
+        with urlopen(f"{self.host}/ledger?full={int(full)}", timeout=60) as answer:
             counts: dict[str, Any] = json.loads(answer.read())
         return counts
 
@@ -159,7 +159,7 @@ def ended(process: "subprocess.Popen[str]", timeout: float = 60) -> tuple[int, s
 def killed(process: "subprocess.Popen[str]") -> int:
     """Kill a started command; its code, which is its own if it had ended before."""
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     return process.returncode
 
 

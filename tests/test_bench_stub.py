@@ -36,13 +36,13 @@ def stub() -> Iterator[str]:
 
 
 def posted(url: str, body: bytes) -> bytes:
-    with urlopen(Request(f"{url}/reranks", body), timeout=10) as answer:
+    with urlopen(Request(f"{url}/reranks", body), timeout=60) as answer:
         content: bytes = answer.read()
     return content
 
 
 def stats(url: str) -> dict[str, Any]:
-    with urlopen(f"{url}/stats", timeout=10) as answer:
+    with urlopen(f"{url}/stats", timeout=60) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
 

@@ -55,14 +55,14 @@ def coordinating(
 def posted(url: str, body: bytes, **headers: str) -> tuple[int, Any]:
     """The status and the answer, where there is one."""
     try:
-        with urlopen(Request(url + "/lease", body, headers), timeout=5) as answer:
+        with urlopen(Request(url + "/lease", body, headers), timeout=60) as answer:
             return answer.status, json.loads(answer.read())
     except HTTPError as error:
         return error.code, None
 
 
 def shares(url: str) -> dict[str, float]:
-    with urlopen(url + "/health", timeout=5) as answer:
+    with urlopen(url + "/health", timeout=60) as answer:
         health = json.loads(answer.read())
     assert health["status"] == "ok"
     return health["shares"]  # type: ignore[no-any-return]

@@ -595,7 +595,7 @@ def test_a_proxy_of_the_environment_is_not_asked_for_an_address_on_this_machine(
         nobody.bind(("127.0.0.1", 0))
         proxy = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         run = fast(server, tmp_path / "out", source)
-        assert program(*run, HTTP_PROXY=proxy, http_proxy=proxy, timeout=20).returncode == 0
+        assert program(*run, HTTP_PROXY=proxy, http_proxy=proxy, timeout=60).returncode == 0
 
 
 # Schedulers

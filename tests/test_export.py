@@ -322,7 +322,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(tmp_path: Path, form: str
     process.stdout.close()
     assert process.stderr.read() == b""
     process.stderr.close()
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=60) == 0
 
 
 def test_a_full_standard_output_is_an_error(out: Path) -> None:

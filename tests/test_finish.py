@@ -155,7 +155,7 @@ def test_a_worker_that_is_at_work_is_said_to_be(serve: Serve, source: Path, tmp_
     shown = inside("status", out).stdout
     assert ("state      running\n" in shown, "shards     1 of 1 running" in shown) == (True, True)
     first.terminate()
-    assert first.wait(timeout=30) == 143
+    assert first.wait(timeout=60) == 143
     first.communicate()
 
 

@@ -183,7 +183,7 @@ def test_a_script_stopped_by_ctrl_c_is_drained_and_goes_on(serve: Serve, tmp_pat
     with subprocess.Popen(command, env=clean(), stderr=subprocess.PIPE, text=True) as process:
         until(lambda: slow.received > 8, "requests are on their way")
         os.kill(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=60)
     assert "stopped by Ctrl-C; the same command goes on from here." in said
     done = subprocess.run(command, env=clean(), capture_output=True, text=True, check=True)
     assert done.stdout == "60\n"
@@ -253,7 +253,7 @@ def test_a_notebook_shows_a_bar_and_gets_its_frame(serve: Serve) -> None:
 def _reply_to(asked: str, client: Any) -> Any:
     """Replies to the kernel's own greeting may come late, and between."""
     while True:
-        message = client.get_shell_msg(timeout=20)
+        message = client.get_shell_msg(timeout=60)
         if message["parent_header"]["msg_id"] == asked:
             return message["content"]
 
@@ -273,7 +273,7 @@ def test_the_stop_button_of_a_notebook_ends_the_cell(serve: Serve) -> None:
         manager.interrupt_kernel()
         reply = _reply_to(asked, client)
         after = slow.received
-        client.execute_interactive("1 + 1", timeout=20)
+        client.execute_interactive("1 + 1", timeout=60)
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)

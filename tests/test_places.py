@@ -61,20 +61,20 @@ class Store:
 
     def bucket(self, name: str) -> str:
         """A new bucket's address."""
-        with urlopen(Request(f"http://{self.host}/{name}", method="PUT"), timeout=10):
+        with urlopen(Request(f"http://{self.host}/{name}", method="PUT"), timeout=60):
             return f"s3://{name}"
 
     def put(self, address: str, content: bytes) -> str:
         """A new object, and its address."""
         url = f"http://{self.host}/{address.removeprefix('s3://')}"
         kind = {"Content-Type": "application/octet-stream"}
-        with urlopen(Request(url, content, kind, method="PUT"), timeout=30):
+        with urlopen(Request(url, content, kind, method="PUT"), timeout=60):
             return address
 
     def uploads(self, bucket: str) -> int:
         """Uploads that were begun and not completed."""
         url = f"http://{self.host}/{bucket.removeprefix('s3://')}?uploads"
-        with urlopen(url, timeout=10) as answer:
+        with urlopen(url, timeout=60) as answer:
             return int(answer.read().count(b"<UploadId>"))
 
 

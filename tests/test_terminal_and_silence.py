@@ -72,7 +72,7 @@ def on_terminal(
                 os.write(primary, b"\x03")
                 done = True
     os.close(primary)
-    return process.wait(timeout=10), shown
+    return process.wait(timeout=60), shown
 
 
 def test_success_prints_nothing_without_a_terminal_and_an_environment(
@@ -136,7 +136,7 @@ def test_a_summary_that_nobody_reads_any_more_is_no_traceback(
     process.stdout.close()
     stderr = process.stderr.read()
     process.stderr.close()
-    process.wait(timeout=30)
+    process.wait(timeout=60)
     assert "Traceback" not in stderr and "Exception" not in stderr
     assert (tmp_path / "out" / "_SUCCESS").exists()
 

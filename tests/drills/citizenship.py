@@ -106,7 +106,7 @@ def _stopped(server: Server, source: Path, out: Path, random: Random) -> tuple[f
         if random.random() < 0.5:
             time.sleep(random.uniform(0, 1))
             process.send_signal(signal.SIGTERM)
-        code, stdout, stderr = ended(process, timeout=20)
+        code, stdout, stderr = ended(process, timeout=60)
     seconds = time.monotonic() - began
     now = settled(server)
     assert seconds <= DRAIN_LIMIT_SECONDS, f"took {seconds:.2f} s"
@@ -212,11 +212,11 @@ CRASHES = {
     ),
     "in the transport": Patch(
         "transport.py",
-        "                headers = response.headers\n",
-        "                headers = response.headers\n"
-        "                response.raise_for_status() if self else None\n"
-        "                assert not self._session.closed and not content[-2:] == b'}}'\n"
-        "                raise RuntimeError\n",
+        "            headers = response.headers\n",
+        "            headers = response.headers\n"
+        "            response.raise_for_status() if self else None\n"
+        "            assert not self._session.closed and not content[-2:] == b'}}'\n"
+        "            raise RuntimeError\n",
     ),
 }
 """Bugs, put in on purpose: what a traceback shows of the values around it."""
