@@ -123,7 +123,10 @@ def inside(*arguments: object) -> "subprocess.CompletedProcess[str]":
     """The command in this process: the same words and codes, without the half second to start."""
     words = [str(argument) for argument in arguments]
     log.handlers = []  # as in a new process: those of a command before write where it wrote
+    hearing = signal.getsignal(signal.SIGTERM)
     shown = CliRunner().invoke(cli, words, prog_name="batchrank")
+    if signal.getsignal(signal.SIGTERM) is not hearing:  # a process that ends with a code is deaf;
+        signal.signal(signal.SIGTERM, hearing)  # this one goes on, and its children would be too
     error = shown.exception
     if isinstance(error, BatchrankError):
         said = f"{shown.stderr}batchrank: {error}\n"

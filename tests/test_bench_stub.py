@@ -32,7 +32,7 @@ def stub() -> Iterator[str]:
         try:
             yield process.stdout.readline().strip()
         finally:
-            process.terminate()
+            process.kill()
 
 
 def posted(url: str, body: bytes) -> bytes:
