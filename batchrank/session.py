@@ -303,18 +303,21 @@ class Session:
                     await self._ahead.turn_to(part)
                     self._assembly.keep(chunk.first, chunk.kept)
                     begun = [plan for row in planned for plan in self._begin(row)]
-                    yield [plan for plan in begun if self._is_to_be_sent(plan)]
+                    yield [plan for plan in begun if not self._settle_known(plan)]
         except BatchrankError as error:
             self._halt.set(error)
 
-    def _is_to_be_sent(self, plan: RequestPlan) -> bool:
-        """Whether a plan of a row that is begun has no answer, and none is on its way."""
+    def _settle_known(self, plan: RequestPlan) -> bool:
+        """Settle a plan of a row that is begun by the answer that is there; whether there is one,
+        or one is on its way.
+        """
         if self._ahead.awaits(plan):
-            return False
+            return True
         outcome = self._ahead.outcome(plan)
-        if outcome is not None:
-            self._finish(*self._assembly.settle(outcome))
-        return outcome is None
+        if outcome is None:
+            return False
+        self._finish(*self._assembly.settle(outcome))
+        return True
 
     async def _plans_of_bands(self) -> AsyncGenerator[Sequence[RequestPlan], None]:
         """The plans of the more valuable rows, before their parts' turn; the least valuable rows

@@ -8,7 +8,7 @@ from socket import SocketType, create_connection, create_server
 
 import pytest
 from helpers import serving
-from virtual_time import run
+from virtual_time import Jump, VirtualLoop, run
 
 from batchrank.retry import Answered, Unanswered
 from batchrank.transport import TimeLimit, connected
@@ -70,13 +70,19 @@ def test_a_cancel_from_outside_stays_one() -> None:
 
 
 def test_nothing_is_left_once_it_is_closed() -> None:
-    async def closed() -> float:
+    async def closed() -> None:
         limit = TimeLimit(SECONDS)
         await exchange(limit, 1)
         limit.close()
-        return asyncio.get_running_loop().time()
+        await asyncio.Event().wait()
 
-    assert run(closed()) == pytest.approx(1, abs=CLOSE)
+    jump = Jump()
+    with (
+        pytest.raises(AssertionError, match="will never come"),
+        asyncio.Runner(loop_factory=lambda: VirtualLoop(jump)) as runner,
+    ):
+        runner.run(closed())
+    assert jump.now == pytest.approx(1, abs=CLOSE), "a timer was waited for"
 
 
 def test_a_server_that_never_answers_is_not_waited_for_and_the_next_is_served(
