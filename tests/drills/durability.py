@@ -67,7 +67,9 @@ def killed_at_random_instants(trials: int, seed: int, folder: Path) -> str:
                 twice += go_on(one, out, *cuts, before=before)
             kills, runs = kills + len(cuts), runs + 1
             looks, opened = looks + reader.looks, opened + reader.opened
-            assert kills >= runs * 0.4, f"only {kills} kills in {runs} runs: they end too early"
+            # That a single run ended before its instant says nothing yet.
+            early = runs >= 5 and kills < runs * 0.4
+            assert not early, f"only {kills} kills in {runs} runs: they end too early"
     return (
         f"{kills} kills of {runs} runs, {runs} identical of {runs}, {twice:,} requests paid twice "
         f"of {most:,} in flight at the kills; the reader looked {looks:,} times and opened "
