@@ -17,12 +17,11 @@ import msgspec
 from batchrank import checkpoint
 from batchrank.errors import ConfigInvalid, InputBad, OutputUnusable, StorageFailed
 from batchrank.places import Place, Remote
+from batchrank.receipt import FILES, RECEIPT
 from batchrank.shards import Shard
 from batchrank.sink import SUCCESS, sync_folder, write_whole
 from batchrank.source import MARKER, STATE, FileIdentity
 
-RECEIPT = "run.json"
-PAGE = "report.html"
 DATABASE = "checkpoint.sqlite"
 PAIRS = "_pairs"
 _OUTPUT = "output"
@@ -212,7 +211,7 @@ def _clear(out: Place, state: Path) -> None:
     """Take back a run: first its claim to be finished, then its parts, then what it remembers."""
     (out / SUCCESS).unlink(missing_ok=True)
     pairs = (out / PAIRS).glob("*")
-    ours = (out / name for name in (RECEIPT, PAGE, MARKER))
+    ours = (out / name for name in (*FILES, MARKER))
     for path in [*pairs, *out.glob("part-*.parquet"), *ours]:
         path.unlink(missing_ok=True)
     if isinstance(out, Path):

@@ -322,7 +322,7 @@ def evaluate(
 @cli.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", "file", type=click.Path(path_type=Path), help="[default: OUT/report.html]"
+    "-o", "--output", "file", type=click.Path(path_type=Path), help="[default: OUT/_report.html]"
 )
 def report(out: Path, file: Path | None) -> None:
     """Write a run's rate, latency, scores, failures and cost into one HTML file, and say where.

@@ -7,11 +7,10 @@ A shard is finished when its receipt says so: whoever writes parts again takes t
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from batchrank.claim import RECEIPT, Fingerprint, marked_in
+from batchrank.claim import Fingerprint, marked_in
 from batchrank.errors import (
     BatchrankError,
     InputBad,
@@ -20,11 +19,12 @@ from batchrank.errors import (
     TryLater,
 )
 from batchrank.places import Place
+from batchrank.receipt import RECEIPT, read_receipt, write_receipt
 from batchrank.report import Receipt, Share, total
 from batchrank.shards import Shard
 from batchrank.shared import finishing, home_of
 from batchrank.sink import SUCCESS, PartRecord, part_name, read_record, write_whole
-from batchrank.workers import STATES, parts_of, receipt_at, shards_of, worker
+from batchrank.workers import STATES, parts_of, shards_of, worker
 
 _SHOWN = 5
 
@@ -86,7 +86,7 @@ def too_many_failed(out: Place, parts: Iterable[PartRecord], allowed: int) -> Ro
 
 
 def _whole_receipt(out: Place) -> Receipt | None:
-    return receipt_at(out / RECEIPT) if (out / SUCCESS).exists() else None
+    return read_receipt(out) if (out / SUCCESS).exists() else None
 
 
 def _receipts(out: Place, marked: Fingerprint) -> list[Receipt]:
@@ -103,7 +103,7 @@ def _receipts(out: Place, marked: Fingerprint) -> list[Receipt]:
         behind = [shard for shard in owners if shard.number in numbers]
         names = [part_name(part, parts) for part in lacking]
         raise NotFinished(_words(out, marked, behind, names))
-    receipts = {shard: receipt_at(home_of(out, shard) / RECEIPT) for shard in owners}
+    receipts = {shard: read_receipt(home_of(out, shard)) for shard in owners}
     ended = [one for one in receipts.values() if one is not None and not one.exit_code]
     if len(ended) < len(owners):
         behind = [shard for shard, one in receipts.items() if one is None or one.exit_code]
@@ -185,7 +185,7 @@ def _share(receipt: Receipt) -> Share:
 
 
 def _write(out: Place, receipt: Receipt, beside: Path) -> Receipt:
-    write_whole(out / RECEIPT, msgspec.json.format(msgspec.json.encode(receipt)), beside)
+    write_receipt(out / RECEIPT, receipt, beside)
     if not receipt.exit_code:
         write_whole(out / SUCCESS, b"", beside)
     return receipt

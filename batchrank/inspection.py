@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import UNSET, UnsetType
 
-from batchrank.claim import RECEIPT, Fingerprint, marked_in, state_of
+from batchrank.claim import Fingerprint, marked_in, state_of
 from batchrank.errors import InputBad, OutputUnusable
 from batchrank.places import Place, Remote, opened
 from batchrank.providers import PROVIDERS
+from batchrank.receipt import RECEIPT, read_receipt, receipt_in
 from batchrank.report import Progress, Receipt, clock, money, read_live
 from batchrank.sink import SUCCESS, PartRecord, read_record
-from batchrank.workers import STATES, Worker, is_held, is_older, receipt_at, sum_of, workers
+from batchrank.workers import STATES, Worker, is_held, is_older, sum_of, workers
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,17 +37,17 @@ def status(out: Place, state_dir: Path | None = None) -> Status:
     if marked is not None and marked.shards:
         return _status_of_shards(out, marked, state_dir)
     if isinstance(out, Remote) and state_dir is None and (out / SUCCESS).exists():
-        return Status(state="finished", progress=None, receipt=receipt_at(out / RECEIPT))
+        return Status(state="finished", progress=None, receipt=read_receipt(out))
     state = state_of(out, state_dir)
-    if not state.is_dir() and not (out / RECEIPT).exists():
+    if not state.is_dir() and not receipt_in(out).exists():
         raise OutputUnusable(f"{out}: is not the output of `batchrank run`.")
     running = is_held(state / "lock")
     finished = (out / SUCCESS).exists() and not running
-    stale = running or (not finished and is_older(out / RECEIPT, state))
+    stale = running or (not finished and is_older(receipt_in(out), state))
     return Status(
         state="running" if running else "finished" if finished else "stopped",
         progress=read_live(state),
-        receipt=None if stale else receipt_at(out / RECEIPT),
+        receipt=None if stale else read_receipt(out),
     )
 
 
@@ -59,7 +60,7 @@ def _status_of_shards(out: Place, marked: Fingerprint, state_dir: Path | None) -
     return Status(
         state="finished" if finished else "running" if "running" in states else "stopped",
         progress=sum_of(each, marked, bills=bills),
-        receipt=receipt_at(out / RECEIPT) if finished or states == {"finished"} else None,
+        receipt=read_receipt(out) if finished or states == {"finished"} else None,
         shards=each,
     )
 
@@ -124,7 +125,7 @@ def verify(out: Place) -> Receipt:
     Raises `InputBad` (65) with the first things that are wrong, `OutputUnusable` where there is no
     run, or one that has not ended.
     """
-    receipt = receipt_at(out / RECEIPT)
+    receipt = read_receipt(out)
     if receipt is None:
         marked = marked_in(out)
         shards = marked is not None and marked.shards

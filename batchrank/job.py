@@ -7,15 +7,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import msgspec
 import uvloop
 from msgspec.structs import replace
 
-from batchrank.claim import RECEIPT, Claim, Fingerprint, claimed, state_of
+from batchrank.claim import Claim, Fingerprint, claimed, state_of
 from batchrank.config import JobConfig, check_coordinator, check_price, key_of
 from batchrank.ending import finished_by
-from batchrank.errors import ConfigInvalid, InputBad, InputMissing
+from batchrank.errors import ConfigInvalid, InputBad, InputMissing, OutputUnusable
 from batchrank.places import Place, is_same
+from batchrank.receipt import RECEIPT, read_receipt
 from batchrank.report import Progress, Receipt
 from batchrank.request import Request, columns_of
 from batchrank.reuse import Previous, opened
@@ -40,7 +40,7 @@ def run(
 ) -> Receipt:
     """Score the input into `request.out`, or go on where an earlier run stopped.
 
-    Returns the receipt, which is also written as run.json, with the exit code and message of what
+    Returns the receipt, which is also written as _run.json, with the exit code and message of what
     ended the run early, if anything did. Raises what keeps it from beginning. `watch` is told in a
     thread how far the run is, now and then. `signals` are those that the main thread hears, where
     the run is not in it. `connect` reaches the endpoint and `in_loop` passes the time: a test may
@@ -110,5 +110,10 @@ def _reused(
 
 
 def finished_receipt(out: Place) -> Receipt:
-    """The receipt of an output, as it was written."""
-    return msgspec.json.decode((out / RECEIPT).read_bytes(), type=Receipt)
+    """Read the receipt of a finished output. Raises `OutputUnusable` where it is lost."""
+    receipt = read_receipt(out)
+    if receipt is None:
+        raise OutputUnusable(
+            f"{out}: is finished, but its receipt {RECEIPT} is gone; see `batchrank verify`."
+        )
+    return receipt

@@ -14,9 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from batchrank.claim import RECEIPT
 from batchrank.errors import OutputUnusable
-from batchrank.report import Receipt
+from batchrank.receipt import FORMER_RECEIPT, RECEIPT, read_receipt
 from batchrank.sink import RESULT, SUCCESS
 
 _BATCH_ROWS = 1000
@@ -67,7 +66,7 @@ def opened(out: Path) -> Output:
 
 def check_place(file: Path, out: Path) -> None:
     """Raises `OutputUnusable` for a file that would stand among the parts, or replace the run's."""
-    taken = file.suffix == ".parquet" or file.name in (RECEIPT, SUCCESS)
+    taken = file.suffix == ".parquet" or file.name in (RECEIPT, FORMER_RECEIPT, SUCCESS)
     if taken and file.resolve().parent == out.resolve():
         raise OutputUnusable(f"{file}: would be taken for a file of the run; choose another name.")
 
@@ -109,10 +108,10 @@ def _footer(path: Path) -> pq.FileMetaData:
 def _check_complete(out: Path, names: set[str]) -> None:
     """A finished run says which parts it has; one that was copied without its receipt does not."""
     try:
-        receipt = msgspec.json.decode((out / RECEIPT).read_bytes(), type=Receipt)
-    except (OSError, msgspec.DecodeError):
+        receipt = read_receipt(out)
+    except OutputUnusable:
         return
-    for part in receipt.parts:
+    for part in receipt.parts if receipt is not None else ():
         if part.name not in names:
             raise OutputUnusable(f"{out}: {part.name} is missing; see `batchrank verify`.")
 

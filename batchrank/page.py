@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 
 from batchrank import sections
-from batchrank.claim import PAGE
 from batchrank.errors import OutputUnusable
 from batchrank.findings import findings
 from batchrank.inspection import Status, status
 from batchrank.output import check_place
+from batchrank.receipt import PAGE
 from batchrank.report import clock, money
 from batchrank.sections import Totals
 from batchrank.series import Kept, read_series
@@ -21,7 +21,7 @@ from batchrank.workers import series_of
 
 
 def write_page(out: Path, file: Path | None = None) -> Path:
-    """Write the report on an output to a file, report.html in its folder unless told; which."""
+    """Write the report on an output to a file (None: _report.html in its folder); return which."""
     path = file or out / PAGE
     check_place(path, out)
     write_whole(path, page(out).encode(), path.parent)

@@ -1,4 +1,4 @@
-"""The receipt of a run (`run.json`), and the words that a person reads at its end.
+"""The receipt of a run (`_run.json`), and the words that a person reads at its end.
 
 Figures come from counts that were kept anyway; nothing here measures.
 """

@@ -48,6 +48,7 @@ from batchrank.figures import TICK_SECONDS, Figures
 from batchrank.leasing import Leasing, kept, leased
 from batchrank.link import Link
 from batchrank.process import rarely_collected
+from batchrank.receipt import write_receipt
 from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import Left, Progress, Receipt, write_live
 from batchrank.request import Request, planner_of
@@ -167,8 +168,7 @@ class Session:
             )
             if self._claim.shard is not None:
                 receipt = replace(receipt, shard=str(self._claim.shard))
-            content = msgspec.json.format(msgspec.json.encode(receipt))
-            write_whole(self._claim.receipt, content, self._claim.beside)
+            write_receipt(self._claim.receipt, receipt, self._claim.beside)
             if error is None and self._claim.shard is None:
                 write_whole(self._claim.folder / SUCCESS, b"", self._claim.beside)
         return receipt

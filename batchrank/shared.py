@@ -19,7 +19,6 @@ from batchrank.claim import (
     DATABASE,
     KEPT,
     PAIRS,
-    RECEIPT,
     Claim,
     Fingerprint,
     check_same,
@@ -32,6 +31,7 @@ from batchrank.claim import (
 )
 from batchrank.errors import OutputUnusable
 from batchrank.places import Place, Remote
+from batchrank.receipt import RECEIPT, remove_receipt
 from batchrank.shards import Shard
 from batchrank.sink import SUCCESS, write_whole
 from batchrank.source import MARKER, STATE
@@ -109,8 +109,9 @@ def reopen(claim: Claim) -> None:
         (claim.folder / SUCCESS).unlink(missing_ok=True)
         return
     with _alone(claim.folder):
-        for path in (claim.folder / SUCCESS, claim.folder / RECEIPT, claim.receipt):
-            path.unlink(missing_ok=True)
+        (claim.folder / SUCCESS).unlink(missing_ok=True)
+        for folder in (claim.folder, claim.receipt.parent):
+            remove_receipt(folder)
 
 
 @contextmanager

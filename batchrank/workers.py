@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from batchrank.claim import RECEIPT, Fingerprint, marked_in
-from batchrank.errors import OutputUnusable
+from batchrank.claim import Fingerprint, marked_in
 from batchrank.places import Place
-from batchrank.report import LIVE, Progress, Receipt, read_live
+from batchrank.receipt import read_receipt, receipt_in
+from batchrank.report import LIVE, Progress, read_live
 from batchrank.series import Kept, read_series, together
 from batchrank.shards import Shard, rows_in
 from batchrank.shared import home_of
@@ -84,16 +84,6 @@ def series_of(out: Path) -> Kept | None:
     return together([one for one in kept if one is not None])
 
 
-def receipt_at(file: Place) -> Receipt | None:
-    """The receipt in this file; None where there is none. Raises `OutputUnusable`."""
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=Receipt)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as error:
-        raise OutputUnusable(f"{file}: cannot be read.") from error
-
-
 def is_older(receipt: Place, state: Path) -> bool:
     """Whether the receipt is an earlier session's: one that is killed writes none."""
     try:
@@ -119,10 +109,10 @@ def worker(out: Place, shard: Shard, marked: Fingerprint, state_dir: Path | None
     """A shard, seen from outside."""
     home = home_of(out, shard)
     state = home if state_dir is None else state_dir / shard.name
-    running, live, receipt = False, None, receipt_at(home / RECEIPT)
+    running, live, receipt = False, None, read_receipt(home)
     if isinstance(state, Path):
         running, live = is_held(state / "lock"), read_live(state)
-        if live is not None and (running or is_older(home / RECEIPT, state)):
+        if live is not None and (running or is_older(receipt_in(home), state)):
             receipt = None
     begun = running or live is not None or receipt is not None
     if receipt is not None:

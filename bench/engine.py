@@ -50,7 +50,7 @@ def _command(workers: int, source: Path, folder: Path, url: str) -> list[object]
 
 
 def _figures(cost: Cost, folder: Path, count: int) -> dict[str, object]:
-    receipt = folder / "out" / "run.json"
+    receipt = folder / "out" / "_run.json"
     scored = json.loads(receipt.read_text())["rows_scored"] if receipt.exists() else 0
     if cost.code or scored != count:
         return {"error": f"{scored} rows scored; {cost.last_words}"}

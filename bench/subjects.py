@@ -50,7 +50,7 @@ def what_is_wrong(subject: Subject, cost: Cost, out: Path, rows: int, documents:
     if cost.code:
         return cost.last_words
     if not subject.environment:
-        receipt = json.loads((out / "out" / "run.json").read_text())
+        receipt = json.loads((out / "out" / "_run.json").read_text())
         return None if receipt["rows_scored"] == rows else f"{receipt['rows_scored']} rows scored"
     said = [json.loads(line) for line in cost.output.splitlines() if line.startswith('{"rows":')]
     if said != [{"rows": rows, "scores": rows * documents}]:

@@ -409,7 +409,7 @@ class Life:
         possible |= {69} if met["the account ends"] else set()
         possible |= {75, 76} if met.keys() & {*session.weather.faults, "an outage"} else set()
         assert code in possible, f"ended with {code}, met {dict(met)}"
-        receipt = json.loads((self._out / "run.json").read_bytes())
+        receipt = json.loads((self._out / "_run.json").read_bytes())
         assert receipt["exit_code"] == code
         parts = part_bytes(self._out)
         assert {part["name"] for part in receipt["parts"]} == parts.keys()

@@ -112,7 +112,7 @@ def test_3_is_more_failed_rows_than_allowed(serve: Serve, source: Path, tmp_path
     assert not (out / "_SUCCESS").exists()
     assert output(out).num_rows == 200
     assert output(out).column("status").to_pylist().count("failed") == 1
-    assert json.loads((out / "run.json").read_bytes())["exit_code"] == 3
+    assert json.loads((out / "_run.json").read_bytes())["exit_code"] == 3
     before = own.received
     assert inside(*fast(own, out, source), "--max-failed-rows", 1).returncode == 0
     assert own.received == before
@@ -472,7 +472,7 @@ def test_answers_that_arrive_during_the_drain_are_kept(
         "batchrank: stopped by SIGTERM; the same command goes on from here.\n",
     )
     assert own.received == 8
-    receipt = json.loads((out / "run.json").read_bytes())
+    receipt = json.loads((out / "_run.json").read_bytes())
     assert (receipt["requests"], receipt["possibly_paid"]) == (8, 0)
     assert (receipt["status"], receipt["exit_code"], receipt["rows_open"]) == ("stopped", 143, 200)
     assert inside(*run, "--max-in-flight", 64).returncode == 0
@@ -487,7 +487,7 @@ def test_sigterm_does_not_wait_for_answers_that_never_come(
     until(lambda: own.received == 8, "eight are in flight")
     code, _ = stopping(process, signal.SIGTERM)
     assert code == 143
-    receipt = json.loads((out / "run.json").read_bytes())
+    receipt = json.loads((out / "_run.json").read_bytes())
     assert (receipt["requests"], receipt["possibly_paid"]) == (8, 8)
 
 
@@ -520,7 +520,7 @@ def test_a_second_sigterm_changes_nothing(serve: Serve, source: Path, tmp_path: 
     process.send_signal(signal.SIGTERM)
     hammered(process, signal.SIGTERM)
     assert ended(process, timeout=4)[0] == 143
-    receipt = json.loads((out / "run.json").read_bytes())
+    receipt = json.loads((out / "_run.json").read_bytes())
     assert (receipt["exit_code"], receipt["requests"], receipt["possibly_paid"]) == (143, 8, 0)
 
 
@@ -535,7 +535,7 @@ def test_130_is_ctrl_c_and_a_second_one_leaves_at_once(
         130,
         "batchrank: stopped by Ctrl-C; the same command goes on from here.\n",
     )
-    assert json.loads((out / "run.json").read_bytes())["possibly_paid"] == 0
+    assert json.loads((out / "_run.json").read_bytes())["possibly_paid"] == 0
 
     stalled = serve(STALL)
     process = started(*fast(stalled, tmp_path / "two", source), "--max-in-flight", 8)
@@ -544,7 +544,7 @@ def test_130_is_ctrl_c_and_a_second_one_leaves_at_once(
     time.sleep(0.2)
     code, _ = stopping(process, signal.SIGINT, seconds=2)  # the drain alone would take longer
     assert code == 130
-    receipt = json.loads((tmp_path / "two" / "run.json").read_bytes())
+    receipt = json.loads((tmp_path / "two" / "_run.json").read_bytes())
     assert (receipt["exit_code"], receipt["possibly_paid"]) == (130, 8)
 
 

@@ -294,7 +294,7 @@ def test_a_device_is_written_to_and_stays_one(out: Path) -> None:
     assert Path("/dev/null").is_char_device()
 
 
-@pytest.mark.parametrize("name", ["pairs.parquet", "part-00000.parquet", "run.json", "_SUCCESS"])
+@pytest.mark.parametrize("name", ["pairs.parquet", "part-00000.parquet", "_run.json", "_SUCCESS"])
 def test_a_name_that_is_the_runs_own_is_refused(out: Path, name: str) -> None:
     before = {path: path.read_bytes() for path in out.glob("*.*")}
     for command in (["export", out, "--format", "pairs"], ["report", out]):

@@ -79,12 +79,12 @@ def work(server: Server, source: Path, out: Path, number: int, **more: Any) -> R
 
 def reopened(out: Path) -> None:
     """Take back the end alone."""
-    for name in ("_SUCCESS", "run.json"):
+    for name in ("_SUCCESS", "_run.json"):
         (out / name).unlink()
 
 
 def receipt_of(out: Path, number: int) -> Path:
-    return out / "_batchrank" / f"shard-{number:03}-of-{SHARDS:03}" / "run.json"
+    return out / "_batchrank" / f"shard-{number:03}-of-{SHARDS:03}" / "_run.json"
 
 
 def test_the_last_worker_finishes_in_every_order(
@@ -101,7 +101,7 @@ def test_the_last_worker_finishes_in_every_order(
 
 def test_the_receipt_is_the_sum_of_the_shards(filled: Path, whole: Path) -> None:
     receipt, alone = (
-        msgspec.json.decode((one / "run.json").read_bytes()) for one in (filled, whole)
+        msgspec.json.decode((one / "_run.json").read_bytes()) for one in (filled, whole)
     )
     same = (
         *("status", "exit_code", "message", "config", "input", "rows", "rows_scored", "rows_open"),
@@ -126,7 +126,7 @@ def test_finish_says_which_shards_lack_what_and_writes_nothing(out: Path) -> Non
         "part-00002.parquet, part-00004.parquet.\n"
     )
     assert not (out / "_SUCCESS").exists()
-    assert not (out / "run.json").exists()
+    assert not (out / "_run.json").exists()
 
 
 def test_parts_without_their_workers_word_are_not_enough(
@@ -173,19 +173,19 @@ def test_many_may_finish_at_once(out: Path, filled: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         receipts = list(threads.map(lambda _: finish(out), range(8)))
     assert all(receipt == receipts[0] for receipt in receipts)
-    assert (out / "run.json").read_bytes() == (filled / "run.json").read_bytes()
+    assert (out / "_run.json").read_bytes() == (filled / "_run.json").read_bytes()
     assert (out / "_SUCCESS").exists()
 
 
 def test_a_finished_output_sends_nothing_for_any_shard(
     server: Server, source: Path, out: Path
 ) -> None:
-    before, receipt = server.received, (out / "run.json").read_bytes()
+    before, receipt = server.received, (out / "_run.json").read_bytes()
     for shard in [*((number, SHARDS) for number in range(SHARDS)), (0, 8), None]:
         request = job.Request(inputs=[str(source)], out=out, shard=shard)
         config = settings(server.base_url, output={"rows_per_part": 10})
         assert job.run(config, request, lambda progress: None).exit_code == 0
-    assert (server.received, (out / "run.json").read_bytes()) == (before, receipt)
+    assert (server.received, (out / "_run.json").read_bytes()) == (before, receipt)
 
 
 @pytest.mark.parametrize("harm", ["flipped", "cut", "another's", "one more"])
@@ -252,7 +252,7 @@ def test_failed_rows_are_asked_again_by_their_shard_alone(
         assert work(server, source, out, number, retry_failed=True).exit_code == 0
     assert server.received - before == 1
     assert part_bytes(out) == part_bytes(whole)
-    assert json.loads((out / "run.json").read_bytes())["rows_failed"] == 0
+    assert json.loads((out / "_run.json").read_bytes())["rows_failed"] == 0
 
 
 def test_what_is_being_written_again_is_not_finished(

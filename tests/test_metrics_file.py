@@ -36,7 +36,7 @@ def test_a_finished_run_leaves_its_receipts_figures(
     file, out, before = tmp_path / "m.prom", tmp_path / "out", time.time()
     done = program(*fast(server, out, source), "--metrics-file", file)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    found, receipt = figures(file, out), json.loads((out / "run.json").read_bytes())
+    found, receipt = figures(file, out), json.loads((out / "_run.json").read_bytes())
     assert (found["running"], found["exit_code"]) == (0, 0)
     assert (found["rows"], found["rows_done"], found["rows_failed"]) == (60, 60, 0)
     assert found["requests_total"] == receipt["requests"] == 60

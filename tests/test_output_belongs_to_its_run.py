@@ -45,7 +45,7 @@ def stopped(server: Server, source: Path, tmp_path: Path) -> Path:
     """The output of a run that was killed before its last part of four."""
     out = tmp_path / "out"
     score(server, source, out, output={"rows_per_part": 10})
-    for name in ("part-00003.parquet", "_SUCCESS", "run.json"):
+    for name in ("part-00003.parquet", "_SUCCESS", "_run.json"):
         (out / name).unlink()
     with closing(sqlite3.connect(out / "_batchrank" / "checkpoint.sqlite")) as database:
         database.execute("DELETE FROM parts WHERE part = 3")

@@ -52,7 +52,7 @@ def nights(server: Server, folder: Path, first: pa.Table, second: pa.Table, **al
 
 
 def fresh_requests(folder: Path) -> int:
-    return int(json.loads((folder / "fresh" / "run.json").read_bytes())["requests"])
+    return int(json.loads((folder / "fresh" / "_run.json").read_bytes())["requests"])
 
 
 def test_an_unchanged_input_sends_nothing(server: Server, tmp_path: Path) -> None:

@@ -448,7 +448,7 @@ def test_no_key_is_in_the_receipt_or_the_state(
     assert not any(SECRET.encode() in content for content in contents)
     assert {file.name for file in folder.files()} == {
         "part-00000.parquet",
-        "run.json",
+        "_run.json",
         "_SUCCESS",
         "_batchrank.json",
     }

@@ -112,7 +112,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_totals_are_the_receipts(faulty: Path) -> None:
-    receipt = json.loads((faulty / "run.json").read_bytes())
+    receipt = json.loads((faulty / "_run.json").read_bytes())
     rows = read(reported(faulty))
     spent = {name: cells[0] for name, cells in rows.items() if name.startswith("Tokens")}
     billed, estimated = receipt["tokens_billed"], receipt["tokens_estimated"]
@@ -144,7 +144,7 @@ def test_scores_moves_and_ties_are_those_of_the_parts(faulty: Path) -> None:
 
 
 def test_failures_have_their_reasons(faulty: Path) -> None:
-    receipt = json.loads((faulty / "run.json").read_bytes())
+    receipt = json.loads((faulty / "_run.json").read_bytes())
     rows = read(reported(faulty))
     for status in ("scored", "partial", "skipped"):
         assert rows[f"Failures: {status}"] == [f"{receipt[f'rows_{status}']} rows"]
@@ -156,7 +156,7 @@ def test_failures_have_their_reasons(faulty: Path) -> None:
 
 
 def test_the_course_adds_up_to_the_requests(faulty: Path) -> None:
-    receipt = json.loads((faulty / "run.json").read_bytes())
+    receipt = json.loads((faulty / "_run.json").read_bytes())
     points = json.loads((faulty / "_batchrank" / "series.json").read_bytes())["points"]
     assert sum(point["sent"] for point in points) == receipt["requests"]
     assert sum(point["tokens"] for point in points) == receipt["tokens_billed"]
@@ -184,16 +184,16 @@ def test_the_same_output_gives_the_same_page(faulty: Path) -> None:
 
 
 def test_the_output_stays_as_it_was_and_whole(faulty: Path, tmp_path: Path) -> None:
-    parts, receipt = part_bytes(faulty), (faulty / "run.json").read_bytes()
+    parts, receipt = part_bytes(faulty), (faulty / "_run.json").read_bytes()
     state = {path: path.read_bytes() for path in (faulty / "_batchrank").iterdir()}
     reported(faulty)
-    assert (faulty / "report.html").exists()
-    assert (part_bytes(faulty), (faulty / "run.json").read_bytes()) == (parts, receipt)
+    assert (faulty / "_report.html").exists()
+    assert (part_bytes(faulty), (faulty / "_run.json").read_bytes()) == (parts, receipt)
     assert {path: path.read_bytes() for path in (faulty / "_batchrank").iterdir()} == state
     assert inside("verify", faulty).returncode == 0
     assert pq.read_table(sorted(faulty.glob("*.parquet"))).num_rows == 60
     other = tmp_path / "elsewhere.html"
-    assert reported(faulty, "-o", other) == (faulty / "report.html").read_text()
+    assert reported(faulty, "-o", other) == (faulty / "_report.html").read_text()
     assert other.exists()
 
 
@@ -236,7 +236,7 @@ def test_sessions_are_added_up_and_their_limits_named(serve: Serve, tmp_path: Pa
     rows = read(reported(out))
     assert (rows["Rate: sessions"], rows["Rate: limit"]) == (["2"], ["100.0, then 150.0"])
     points = json.loads((out / "_batchrank" / "series.json").read_bytes())["points"]
-    receipt = json.loads((out / "run.json").read_bytes())
+    receipt = json.loads((out / "_run.json").read_bytes())
     assert sum(point["sent"] for point in points) == receipt["requests"]
 
 
@@ -297,7 +297,7 @@ def test_a_restart_takes_the_old_page_away(server: Server, tmp_path: Path) -> No
     reported(out)
     run = ["run", source, "-o", out, "--base-url", server.base_url, "--restart"]
     assert inside(*run).returncode == 0
-    assert not (out / "report.html").exists()
+    assert not (out / "_report.html").exists()
 
 
 def test_what_is_no_output_and_a_place_that_is_none_are_refused(

@@ -214,12 +214,12 @@ def test_a_finished_output_sends_nothing_and_ends_with_0(
     run = small.command(own, tmp_path)
     assert inside(*run).returncode == 0
     before, parts = own.received, identities(tmp_path / "out")
-    receipt = (tmp_path / "out" / "run.json").read_bytes()
+    receipt = (tmp_path / "out" / "_run.json").read_bytes()
     done = inside(*run)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert own.received == before
     assert identities(tmp_path / "out") == parts
-    assert (tmp_path / "out" / "run.json").read_bytes() == receipt
+    assert (tmp_path / "out" / "_run.json").read_bytes() == receipt
     assert part_bytes(tmp_path / "out") == small.oracle
 
 
@@ -254,7 +254,7 @@ def test_all_parts_renamed_and_none_noted_needs_no_request(
 ) -> None:
     out = tmp_path / "out"
     score(server, small.source, out, output=small.output)
-    for name in ("_SUCCESS", "run.json"):
+    for name in ("_SUCCESS", "_run.json"):
         (out / name).unlink()
     with closing(sqlite3.connect(out / "_batchrank" / "checkpoint.sqlite")) as database:
         database.execute("DELETE FROM parts")

@@ -107,7 +107,7 @@ def test_the_summary_is_one_line_of_json_and_the_last_on_standard_output(
     assert done.stdout.endswith("\n") and len(done.stdout.splitlines()) == 1
     summary = json.loads(done.stdout)
     assert (summary["status"], summary["exit_code"], summary["rows"]) == ("finished", 0, 20)
-    receipt = json.loads((tmp_path / "out" / "run.json").read_bytes())
+    receipt = json.loads((tmp_path / "out" / "_run.json").read_bytes())
     assert summary.items() <= receipt.items()
     again = inside(*fast(server, tmp_path / "out", source), "--summary", "json")
     assert json.loads(again.stdout) == summary
@@ -190,7 +190,7 @@ def test_ctrl_c_on_a_terminal_drains_and_says_how_to_go_on(serve: Serve, tmp_pat
     assert code == 130
     assert "batchrank: stopped by Ctrl-C; the same command goes on from here." in shown
     assert "Traceback" not in shown
-    receipt = json.loads((tmp_path / "out" / "run.json").read_bytes())
+    receipt = json.loads((tmp_path / "out" / "_run.json").read_bytes())
     assert receipt["possibly_paid"] == 0 < receipt["requests"]
 
 
@@ -201,7 +201,7 @@ def test_ctrl_c_lets_the_local_server_of_the_run_finish_what_is_in_flight(tmp_pa
         run, lambda shown: re.search(r"[1-9][\d,]* tokens", shown) is not None
     )
     assert code == 130, shown
-    receipt = json.loads((tmp_path / "out" / "run.json").read_bytes())
+    receipt = json.loads((tmp_path / "out" / "_run.json").read_bytes())
     assert receipt["possibly_paid"] == 0 < receipt["requests"]
 
 

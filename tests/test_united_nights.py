@@ -81,7 +81,7 @@ def test_shards_send_what_is_new_once_for_all_rows_and_ask_again_for_nothing_els
     assert scores_of(out) == scores_of(tmp_path / "fresh")
 
     third = inside(*fast(well, tmp_path / "night3", source), "--unite-rows", "--reuse", out)
-    fresh = json.loads((tmp_path / "fresh" / "run.json").read_bytes())["requests"]
+    fresh = json.loads((tmp_path / "fresh" / "_run.json").read_bytes())["requests"]
     assert (third.returncode, well.received) == (0, len(POISONED) + fresh)
     assert scores_of(tmp_path / "night3") == scores_of(out)
 

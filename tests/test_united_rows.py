@@ -148,7 +148,7 @@ def test_rows_of_a_part_with_one_query_are_one_request_and_say_so(
             together[row // ROWS_PER_PART, query].add(row)
     assert sorted(map(sorted, together.values())) == sorted(map(sorted, shared(oracle).values()))
     assert [len(ids) for ids in table["request_ids"].to_pylist()] == table["requests"].to_pylist()
-    receipt = json.loads((oracle / "run.json").read_bytes())
+    receipt = json.loads((oracle / "_run.json").read_bytes())
     assert receipt["requests"] == len(together)
 
 

@@ -133,9 +133,9 @@ def forged(out: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     path = out / "part-00000.parquet"
     rows = pq.read_table(path)
     pq.write_table(change(rows).replace_schema_metadata(rows.schema.metadata), path)
-    receipt = json.loads((out / "run.json").read_bytes())
+    receipt = json.loads((out / "_run.json").read_bytes())
     receipt["parts"][0]["sha256"] = read_record(path).sha256
-    (out / "run.json").write_text(json.dumps(receipt))
+    (out / "_run.json").write_text(json.dumps(receipt))
 
 
 def with_results(rows: pa.Table, change: Callable[[list[dict[str, object]]], object]) -> pa.Table:
@@ -200,7 +200,7 @@ def test_a_run_that_was_killed_is_not_finished(
     killed(process)
     for done in (during, inside("verify", out)):
         assert done.returncode in (65, 73)
-        assert done.stderr == f"batchrank: {out}: has no run.json; has the run ended?\n"
+        assert done.stderr == f"batchrank: {out}: has no _run.json; has the run ended?\n"
 
 
 def test_rows_that_failed_are_whole_when_they_say_so(
@@ -227,7 +227,7 @@ def test_what_is_no_output_is_refused(tmp_path: Path, what: str) -> None:
 
 
 def test_a_damaged_receipt_is_refused(out: Path) -> None:
-    (out / "run.json").write_text("{")
+    (out / "_run.json").write_text("{")
     done = inside("verify", out)
     assert done.returncode == 73
-    assert done.stderr == f"batchrank: {out / 'run.json'}: cannot be read.\n"
+    assert done.stderr == f"batchrank: {out / '_run.json'}: cannot be read.\n"

@@ -118,9 +118,9 @@ def _stopped(server: Server, source: Path, out: Path, random: Random) -> tuple[f
         return seconds, 0, 0
     assert code == 143, f"ended with {code}: {stderr}"
     assert stdout == "" and len(stderr.splitlines()) <= 1, stderr
-    if not (out / "run.json").exists():
+    if not (out / "_run.json").exists():
         return seconds, 0, 0
-    receipt = json.loads((out / "run.json").read_bytes())
+    receipt = json.loads((out / "_run.json").read_bytes())
     kept = len(answers(out, out.parent / "scratch")) + sum(
         output(out).num_rows for _ in [0] if part_bytes(out)
     )
@@ -336,7 +336,7 @@ def modes(trials: int, seed: int, folder: Path) -> str:
     return f"{trials} runs: the state 0700, its {len(seen)} kinds of file closed to everybody else"
 
 
-DRAFTS = {"run.json.part", "_SUCCESS.part"}
+DRAFTS = {"_run.json.part", "_SUCCESS.part"}
 
 
 def _open_to_others(state: Path, trial: int) -> set[str]:

@@ -236,7 +236,7 @@ def committed(trials: int, seed: int, folder: Path) -> str:
                     again = [row for row in earlier if paid[contents[row]] != bills[contents[row]]]
                     assert not again, f"committed and paid again: {again[:5]}"
                 earlier, bills = kept, paid
-                receipt = json.loads((out / "run.json").read_bytes())
+                receipt = json.loads((out / "_run.json").read_bytes())
                 assert receipt["requests"] == server.received, "requests of a session are missing"
                 sessions, safe = sessions + 1, safe + len(kept)
             assert server.ledger()["faults"].keys() >= {"truncated_body", "status", "slow"}

@@ -31,7 +31,7 @@ def traced(out: Path, files: str, calls: str, log: Path, *fault: str) -> list[ob
     """strace on such calls as touch these files of an output."""
     state = out / "_batchrank"
     if files == "parts":
-        names = [*(f"part-{part:05}.parquet" for part in range(20)), "run.json", "_SUCCESS"]
+        names = [*(f"part-{part:05}.parquet" for part in range(20)), "_run.json", "_SUCCESS"]
         drafts = [state / f"{name}.part" for name in names]
         paths = [out, state, *drafts, *(out / name for name in names)]
     else:
