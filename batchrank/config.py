@@ -88,6 +88,11 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         known = self.provider.price or Price()
         return msgspec.structs.replace(known, usd=self.endpoint.price_usd)
 
+    @property
+    def counts_tokens_as_billed(self) -> bool:
+        """Whether the model's tokens are those of the vocabulary that we count with, Qwen's."""
+        return "qwen" in self.endpoint.model.lower()
+
     def shown(self) -> dict[str, Any]:
         """The configuration as plain values, header values as "set"."""
         shown: dict[str, Any] = msgspec.to_builtins(self)

@@ -211,7 +211,7 @@ class Sender:
             verdict, body_bytes = await self._ask(plan, whole.documents, tally)
             if isinstance(verdict, Scores):
                 scores = array("d", verdict.relevance_scores)
-                return Scored(plan.plan_id, scores, 1, tally.spent(plan.estimate))
+                return Scored(plan.plan_id, scores, 1, tally.spent(plan))
             return await self._settle_in_parts(plan, whole, verdict, body_bytes, tally)
         except Halted:
             return Dropped(plan.plan_id, tally.spent())
@@ -260,7 +260,7 @@ class Sender:
         note, shares = shares[0].note, shares if len(shares) > 1 else []
         if not answers:
             return Failed(plan.plan_id, note or "", tally.spent(), shares)
-        return Scored(plan.plan_id, scores, answers, tally.spent(plan.estimate), note, shares)
+        return Scored(plan.plan_id, scores, answers, tally.spent(plan), note, shares)
 
     def _remember(self, part: "_Part") -> None:
         """What was too large as a whole and is not in halves was refused for its size in all, not
@@ -348,16 +348,17 @@ class _Tally(msgspec.Struct, gc=False):
         self.unknown += 1
         self.at_risk += most
 
-    def spent(self, estimate: int = 0) -> Spent:
-        """`estimate`: what the plan was likely to cost, if it was answered."""
+    def spent(self, answered: RequestPlan | None = None) -> Spent:
+        """`answered`: the plan, if it was; what it was likely to cost counts then."""
         return Spent(
             self.requests,
             self.retries,
             self.unknown,
             self.at_risk,
             self.tokens,
-            estimate,
+            0 if answered is None else answered.estimate,
             self.units,
+            0 if answered is None else answered.estimate * answered.counted,
         )
 
 

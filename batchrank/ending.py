@@ -174,6 +174,7 @@ def _merged(out: Place, receipts: Sequence[Receipt], max_failed_rows: int) -> Re
         message=None if error is None else str(error),
         started=min(one.started for one in receipts),
         parts=parts,
+        estimate_is_exact=all(one.estimate_is_exact for one in receipts),
         shard=UNSET,
         shards=[_share(one) for one in receipts],
     )

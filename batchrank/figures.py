@@ -116,6 +116,8 @@ class Figures:
             pairs_reused=total(parts, "pairs_reused"),
             rows_reused=total(parts, "rows_reused"),
             tokens_estimated=self.spent.estimate,
+            estimate_is_exact=self._config.counts_tokens_as_billed
+            and self.spent.counted == self.spent.estimate,
             tokens_billed=self.spent.tokens,
             cost_usd=round(self._cost, 6),
             cost_is_real=self._config.provider.bills,

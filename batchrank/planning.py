@@ -222,9 +222,9 @@ class Planner:
         load.known = frozenset(over)
         return cut
 
-    def _count_if_needed(self, row: Row, query: _Load, load: _Load) -> tuple[int, float]:
+    def _count_if_needed(self, row: Row, query: _Load, load: _Load) -> tuple[int, float | None]:
         """Replace bounds by counts where they must be; the query's tokens, and what share of the
-        tokens now known at the most the row is likely to have.
+        tokens now known at the most the row is likely to have; None where all are counted.
         """
         assert row.query is not None
         (query_tokens,) = query.tokens
@@ -238,18 +238,20 @@ class Planner:
         (query_tokens,) = query.tokens
         if self._exact:
             self._count(load, len(load))
-            return query_tokens, 1.0
+            return query_tokens, None
         self._count_until_it_fits(query_tokens, load)
         total = load.weight(query_tokens)
         if not self._packing.holds(row.query, total, load.texts):
             # It will be split, and how must not depend on what else was counted.
             self._count(load, len(load))
-            return query_tokens, 1.0
+            return query_tokens, None
         uncounted = sum(
             tokens
             for place, tokens in enumerate(load.tokens[load.counted :], load.counted)
             if place not in load.known
         )
+        if not uncounted:
+            return query_tokens, None
         return query_tokens, 1 - uncounted / total * (1 - self._tokens_per_bound)
 
     def _count(self, load: _Load, stop: int) -> None:
@@ -339,7 +341,7 @@ def _request(
     load: _Load,
     pack: Sequence[int],
     query_tokens: int,
-    share: float,
+    share: float | None,
     slots: Sequence[Slot],
 ) -> RequestPlan:
     assert row.query is not None
@@ -353,8 +355,9 @@ def _request(
         documents=texts,
         slots=slots,
         tokens=total,
-        estimate=max(2 * len(texts), round(total * share)),
+        estimate=total if share is None else max(2 * len(texts), round(total * share)),
         digest=digest_of(pairs, load.firsts(pack)),
+        counted=share is None,
     )
 
 

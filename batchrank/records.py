@@ -58,8 +58,8 @@ class RequestPlan(msgspec.Struct, frozen=True, gc=False):
     `plan_id` is the row's index and the piece's number in one integer, so that the same input
     under the same limits gives the same ids; rows that share a request have a slot each, in their
     order, and the first of the rows planned together gives the id. `tokens` is exact or an upper
-    bound, `estimate` the likely value. `digest` is 8 bytes that change with the texts: an answer is
-    only ever used for the texts it was given to.
+    bound, `estimate` the likely value; if `counted`, both are what the vocabulary says. `digest` is
+    8 bytes that change with the texts: an answer is only ever used for the texts it was given to.
     """
 
     plan_id: int
@@ -69,6 +69,7 @@ class RequestPlan(msgspec.Struct, frozen=True, gc=False):
     tokens: int
     estimate: int
     digest: bytes
+    counted: bool = False
 
 
 class PlannedRow(msgspec.Struct, frozen=True, gc=False):
@@ -94,7 +95,8 @@ class Spent(msgspec.Struct, frozen=True, gc=False):
     """What a plan's exchanges came to: requests sent, those sent again, those whose outcome stayed
     unknown (and may have been billed) with the units these can have cost at the most, the tokens
     that answers reported, those estimated for the plans that were answered, and the units that
-    were billed. Units are what the provider's price is for: tokens again, or searches.
+    were billed. Units are what the provider's price is for: tokens again, or searches. `counted` is
+    the part of `estimate` that was counted by the vocabulary; the rest is a guess from bytes.
     """
 
     requests: int = 0
@@ -104,6 +106,7 @@ class Spent(msgspec.Struct, frozen=True, gc=False):
     tokens: int = 0
     estimate: int = 0
     units: int = 0
+    counted: int = 0
 
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(
@@ -114,6 +117,7 @@ class Spent(msgspec.Struct, frozen=True, gc=False):
             self.tokens + other.tokens,
             self.estimate + other.estimate,
             self.units + other.units,
+            self.counted + other.counted,
         )
 
 

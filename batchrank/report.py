@@ -72,9 +72,11 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What a run did, and what it cost. Tokens are those of answered requests; `possibly_paid`
     counts requests whose outcome is unknown. Times are of the last session, of the whole of
-    several `shards` those of the longest. `rows_kept` are answered, and wait for the others of
-    their parts. `rows_reused` are the rows for which nothing was sent, an earlier run having
-    scored them.
+    several `shards` those of the longest. `estimate_is_exact`: every token was counted with the
+    model's own vocabulary; what is billed beyond `tokens_estimated` is then the server's constant
+    and what was sent again. Else it is a guess from bytes. `rows_kept` are answered, and wait for
+    the others of their parts. `rows_reused` are the rows for which nothing was sent, an earlier run
+    having scored them.
     """
 
     status: str
@@ -111,6 +113,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     shards: list[Share] | UnsetType = UNSET
     pairs_reused: int = 0
     rows_reused: int = 0
+    estimate_is_exact: bool = False
 
 
 LIVE = "live.json"
@@ -161,12 +164,13 @@ def summary(receipt: Receipt, out: str) -> str:
     ]
     rate = receipt.requests_this_session / receipt.seconds if receipt.seconds else 0.0
     resent = f", {receipt.retries:,} sent again" if receipt.retries else ""
+    estimate = estimate_words(receipt.tokens_estimated, receipt.estimate_is_exact)
     unknown = f", {receipt.possibly_paid:,} of unknown outcome" if receipt.possibly_paid else ""
     lines = [
         ("rows", f"{receipt.rows:,}: {', '.join(rows)}"),
         ("requests", f"{receipt.requests:,}{resent}{unknown}"),
         *reused_line(receipt.pairs_reused, receipt.rows_reused),
-        ("tokens", f"{receipt.tokens_billed:,} billed, {receipt.tokens_estimated:,} estimated"),
+        ("tokens", f"{receipt.tokens_billed:,} billed, {estimate}"),
         ("cost", money(receipt.cost_usd, receipt.cost_is_real)),
         ("time", f"{clock(receipt.seconds)}, {rate:,.1f} requests/s"),
         ("limited by", receipt.limited_by or "nothing: no request was sent"),
@@ -175,6 +179,16 @@ def summary(receipt: Receipt, out: str) -> str:
     if receipt.left is not None:
         lines.insert(-1, ("left", left_words(receipt.left)))
     return "\n".join(f"{name:<11}{text}" for name, text in lines)
+
+
+def estimate_words(tokens: int, exact: bool) -> str:
+    """The tokens that were expected, in words. A guess is rounded: it must not look like a count
+    that the bill contradicts.
+    """
+    if exact:
+        return f"{tokens:,} estimated"
+    digits = max(0, len(str(tokens)) - 2)
+    return f"about {round(tokens, -digits):,} estimated from bytes"
 
 
 def left_words(left: Left) -> str:

@@ -12,7 +12,7 @@ import msgspec
 from batchrank.charts import bars, lines, table
 from batchrank.findings import FINE, Findings
 from batchrank.inspection import Status
-from batchrank.report import clock, money
+from batchrank.report import clock, estimate_words, money
 from batchrank.series import Kept, Point, joined, percentile
 
 _BARS = 40
@@ -32,6 +32,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     possibly_paid: int | None
     tokens_billed: int
     tokens_estimated: int | None
+    estimate_is_exact: bool
     cost_usd: float
     cost_is_real: bool
     limited_by: str | None
@@ -116,7 +117,10 @@ def _coarse(points: Sequence[Point]) -> list[Point]:
 def spending(totals: Totals) -> str:
     """Tokens estimated and billed, and what they cost."""
     rows = []
-    if totals.tokens_estimated is not None:
+    if totals.tokens_estimated is not None and not totals.estimate_is_exact:
+        guess = estimate_words(totals.tokens_estimated, False).replace(" estimated", "")
+        rows += [("tokens estimated", guess), ("tokens billed", f"{totals.tokens_billed:,}")]
+    elif totals.tokens_estimated is not None:
         difference = totals.tokens_billed - totals.tokens_estimated
         share = f" ({difference / totals.tokens_estimated:+.2%})" if totals.tokens_estimated else ""
         rows += [("tokens estimated", f"{totals.tokens_estimated:,}")]
