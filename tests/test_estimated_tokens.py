@@ -33,7 +33,7 @@ def test_a_guess_from_bytes_is_never_set_against_the_bill(server: Server, tmp_pa
     page = reported(tmp_path / "out")
     assert "from bytes" in page and "billed beyond estimate" not in page
     assert f"{receipt.tokens_billed - receipt.tokens_estimated:+,}" not in page
-    assert json.loads((tmp_path / "out" / "run.json").read_bytes())["estimate_is_exact"] is False
+    assert json.loads((tmp_path / "out" / "_run.json").read_bytes())["estimate_is_exact"] is False
 
 
 def test_what_was_counted_is_shown_to_the_token(server: Server, tmp_path: Path) -> None:
