@@ -3,7 +3,6 @@
 Nothing slow is imported before a command needs it: `--help` answers at once.
 """
 
-import json
 import os
 import signal
 import sys
@@ -23,7 +22,6 @@ from batchrank.serve import serve
 
 if TYPE_CHECKING:
     from batchrank.deadline import Deadline
-    from batchrank.report import Receipt
     from batchrank.shards import Shard
 
 
@@ -75,6 +73,12 @@ def cli() -> None:
     help="End with 3 when more rows fail.  [default: 0]",
 )
 @click.option(
+    "--max-partial-rows",
+    type=click.IntRange(0),
+    metavar="N",
+    help="End with 3 when more rows lack some of their scores.  [default: no bound]",
+)
+@click.option(
     "--retry-failed", is_flag=True, help="Ask again for rows that failed, and for no others."
 )
 @click.option(
@@ -104,11 +108,12 @@ def run(
     finish_by: str | None,
     priority_column: str | None,
     max_failed_rows: int,
+    max_partial_rows: int | None,
     restart: bool,
     retry_failed: bool,
     shard: "Shard | None",
     coordinator: str | None,
-    summary: str,
+    summary: str | None,
     limit: int | None,
     queries: str | None,
     corpus: str | None,
@@ -125,6 +130,7 @@ def run(
     """
     from batchrank.metrics import measured
     from batchrank.places import place
+    from batchrank.printing import show_receipt
     from batchrank.progress import bar
     from batchrank.report import Progress
 
@@ -150,6 +156,7 @@ def run(
             limit_rows=limit or 0,
             max_cost_usd=max_cost,
             max_failed_rows=max_failed_rows,
+            max_partial_rows=max_partial_rows,
             shard=shard,
             finish_by=until,
             priority_column=priority_column,
@@ -163,7 +170,7 @@ def run(
 
             receipt = run_job(config, request, watch)
         metrics.receipt(receipt)
-    _show_receipt(receipt, out, as_json=summary == "json")
+    show_receipt(receipt, out, summary)
     if receipt.exit_code:
         _end(receipt.message or "", receipt.exit_code)
 
@@ -180,7 +187,7 @@ def run(
 def plan(
     reuse: str | None,
     reuse_rows_only: bool,
-    summary: str,
+    summary: str | None,
     sample: int | None,
     limit: int | None,
     queries: str | None,
@@ -221,8 +228,14 @@ def plan(
     metavar="N",
     help="End with 3 when more rows failed.  [default: 0]",
 )
+@click.option(
+    "--max-partial-rows",
+    type=click.IntRange(0),
+    metavar="N",
+    help="End with 3 when more rows lack some of their scores.  [default: no bound]",
+)
 @click.option("--json", "as_json", is_flag=True, help="The receipt as one line of JSON.")
-def finish(out: str, max_failed_rows: int, as_json: bool) -> None:
+def finish(out: str, max_failed_rows: int, max_partial_rows: int | None, as_json: bool) -> None:
     """Close an OUT that was filled with --shard: check that all of it is there, sum the receipts.
 
     The last worker does the same by itself. 75 with what is missing while a shard is not finished.
@@ -231,11 +244,12 @@ def finish(out: str, max_failed_rows: int, as_json: bool) -> None:
     Example:
       batchrank finish scores
     """
-    from batchrank.ending import finish
+    from batchrank.ending import Allowed, finish
     from batchrank.places import place
+    from batchrank.printing import show_receipt
 
-    receipt = finish(place(out), max_failed_rows)
-    _show_receipt(receipt, out, as_json=as_json)
+    receipt = finish(place(out), Allowed(max_failed_rows, max_partial_rows))
+    show_receipt(receipt, out, "json" if as_json else None)
     if receipt.exit_code:
         _end(receipt.message or "", receipt.exit_code)
 
@@ -268,12 +282,11 @@ def verify(out: str) -> None:
     Example:
       batchrank verify scores
     """
-    from batchrank.inspection import verify
+    from batchrank.inspection import describe_whole, verify
     from batchrank.places import place
 
     folder = place(out)
-    receipt = verify(folder)
-    click.echo(f"{folder}: {receipt.rows:,} rows in {len(receipt.parts):,} parts, all whole.")
+    click.echo(f"{folder}: {describe_whole(verify(folder))}.")
 
 
 @cli.command()
@@ -402,20 +415,6 @@ def _deadline(text: str) -> "Deadline":
         return deadline(text)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--finish-by") from None
-
-
-def _show_receipt(receipt: "Receipt", out: str, *, as_json: bool) -> None:
-    """One line of JSON, last on standard output; or words, where a person looks."""
-    import msgspec
-
-    from batchrank.report import summary
-
-    if as_json:
-        shown = msgspec.to_builtins(receipt)
-        del shown["parts"], shown["input"]
-        click.echo(json.dumps(shown, ensure_ascii=False))
-    elif sys.stderr.isatty():
-        click.echo(summary(receipt, out), err=True)
 
 
 def _show(figures: Any, words: Callable[[Any], str], *, as_json: bool) -> None:

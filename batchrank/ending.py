@@ -4,8 +4,9 @@ The last worker does this, or `batchrank finish`; both may, at once and again, a
 A shard is finished when its receipt says so: whoever writes parts again takes that back first.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -33,9 +34,22 @@ class NotFinished(TryLater):
     """Some shard has still to do its parts."""
 
 
-def finish(out: Place, max_failed_rows: int = 0) -> Receipt:
+class Allowed(NamedTuple):
+    """How many rows may fail, and how many may be partial (None: any number), in a run that ends
+    with 0.
+    """
+
+    failed: int = 0
+    partial: int | None = None
+
+
+ALLOWED = Allowed()
+
+
+def finish(out: Place, allowed: Allowed = ALLOWED) -> Receipt:
     """Check that every row is in the output once and every part what was published, then write the
-    receipt of the whole and `_SUCCESS`. The receipt, with its exit code: 3 where too many failed.
+    receipt of the whole and `_SUCCESS`. Return the receipt, with its exit code: 3 where more rows
+    failed or are partial than `allowed`.
 
     Raises `NotFinished` with which shards lack what, `InputBad` with what is wrong,
     `OutputUnusable` for an output that was not begun in shards.
@@ -56,17 +70,17 @@ def finish(out: Place, max_failed_rows: int = 0) -> Receipt:
             return done
         if _receipts(out, marked) != receipts:
             raise NotFinished(f"{out}: a shard has begun again meanwhile.")
-        return _write(out, _merged(out, receipts, max_failed_rows), beside)
+        return _write(out, _merged(out, receipts, allowed), beside)
 
 
-def finished_by(receipt: Receipt, out: Place, max_failed_rows: int) -> Receipt:
+def finished_by(receipt: Receipt, out: Place, allowed: Allowed) -> Receipt:
     """A worker's receipt at its end; if all others are done already, it finishes the whole, and
     what is wrong with that is in the receipt.
     """
     if receipt.exit_code:
         return receipt
     try:
-        whole = finish(out, max_failed_rows)
+        whole = finish(out, allowed)
     except NotFinished:
         return receipt
     except BatchrankError as error:
@@ -74,15 +88,22 @@ def finished_by(receipt: Receipt, out: Place, max_failed_rows: int) -> Receipt:
     return replace(receipt, status=whole.status, exit_code=whole.exit_code, message=whole.message)
 
 
-def too_many_failed(out: Place, parts: Iterable[PartRecord], allowed: int) -> RowsFailed | None:
-    """What is said where more rows failed than were allowed to."""
+def too_many_failed(
+    out: Place, parts: Collection[PartRecord], allowed: Allowed
+) -> RowsFailed | None:
+    """Return what is said where more rows failed, or are partial, than were allowed to."""
     failed = sum(len(part.counts.failed_offsets) for part in parts)
-    if failed <= allowed:
+    partial = total(parts, "partial")
+    over = []
+    if failed > allowed.failed:
+        over.append(f"{failed:,} rows failed, more than --max-failed-rows {allowed.failed:,}")
+    if allowed.partial is not None and partial > allowed.partial:
+        over.append(
+            f"{partial:,} rows are partial, more than --max-partial-rows {allowed.partial:,}"
+        )
+    if not over:
         return None
-    return RowsFailed(
-        f"{failed:,} rows failed, more than --max-failed-rows {allowed:,}; their reasons are "
-        f'in column "error" of {out}.'
-    )
+    return RowsFailed(f'{"; ".join(over)}; their reasons are in column "error" of {out}.')
 
 
 def _whole_receipt(out: Place) -> Receipt | None:
@@ -160,11 +181,11 @@ _SUMMED = (
 )
 
 
-def _merged(out: Place, receipts: Sequence[Receipt], max_failed_rows: int) -> Receipt:
+def _merged(out: Place, receipts: Sequence[Receipt], allowed: Allowed) -> Receipt:
     """The receipt of the whole."""
     longest = max(receipts, key=lambda one: one.seconds)
     parts = sorted((part for one in receipts for part in one.parts), key=lambda part: part.name)
-    error = too_many_failed(out, parts, max_failed_rows)
+    error = too_many_failed(out, parts, allowed)
     sums = {name: sum(getattr(one, name) for one in receipts) for name in _SUMMED}
     return replace(
         longest,

@@ -19,6 +19,7 @@ import polars as pl
 from batchrank import job
 from batchrank.config import JobConfig, load, sections_of
 from batchrank.deadline import deadline
+from batchrank.ending import Allowed
 from batchrank.ending import finish as finished
 from batchrank.errors import BatchrankError, ExitCode, InputBad
 from batchrank.places import Place, place, plain
@@ -92,6 +93,7 @@ def run(
     limit_rows: int = 0,
     max_cost_usd: float | None = None,
     max_failed_rows: int = 0,
+    max_partial_rows: int | None = None,
     shard: tuple[int, int] | None = None,
     finish_by: str | None = None,
     priority_column: str | None = None,
@@ -118,6 +120,7 @@ def run(
         limit_rows=limit_rows,
         max_cost_usd=max_cost_usd,
         max_failed_rows=max_failed_rows,
+        max_partial_rows=max_partial_rows,
         shard=shard,
         finish_by=None if finish_by is None else deadline(finish_by),
         priority_column=priority_column,
@@ -125,11 +128,13 @@ def run(
     return _ended(_configured(config, {}), request, progress)
 
 
-def finish(out: str | Path, *, max_failed_rows: int = 0) -> Receipt:
+def finish(
+    out: str | Path, *, max_failed_rows: int = 0, max_partial_rows: int | None = None
+) -> Receipt:
     """Close an output that was filled in shards: `batchrank finish` as a function. The last worker
     does it by itself. Raises `BatchrankError` while a shard is not finished, or for what is wrong.
     """
-    return finished(place(str(out)), max_failed_rows)
+    return finished(place(str(out)), Allowed(max_failed_rows, max_partial_rows))
 
 
 def _ended(config: JobConfig, request: job.Request, progress: bool) -> Receipt:

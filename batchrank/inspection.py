@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from msgspec import UNSET, UnsetType
 
 from batchrank.claim import Fingerprint, marked_in, state_of
-from batchrank.errors import InputBad, OutputUnusable
+from batchrank.errors import ExitCode, InputBad, OutputUnusable
 from batchrank.places import Place, Remote, opened
 from batchrank.providers import PROVIDERS
 from batchrank.receipt import RECEIPT, read_receipt, receipt_in
@@ -141,9 +141,23 @@ def verify(out: Place) -> Receipt:
     return receipt
 
 
+def describe_whole(receipt: Receipt) -> str:
+    """Say that an output is whole, and how many of its rows failed or are partial."""
+    lacking = [
+        f"{count:,} {what}"
+        for count, what in ((receipt.rows_failed, "failed"), (receipt.rows_partial, "partial"))
+        if count
+    ]
+    more = f"; {', '.join(lacking)}" if lacking else ""
+    return f"{receipt.rows:,} rows in {len(receipt.parts):,} parts, all whole{more}"
+
+
 def _faults(out: Place, receipt: Receipt) -> Iterator[str]:
     if not (out / SUCCESS).exists():
-        yield f"not finished: no {SUCCESS}, {receipt.rows_open:,} rows not done"
+        if receipt.exit_code == ExitCode.ROWS_FAILED and not receipt.rows_open:
+            yield f"every row is there, but {(receipt.message or '').rstrip('.')}"
+        else:
+            yield f"not finished: no {SUCCESS}, {receipt.rows_open:,} rows not done"
     recorded = {part.name for part in receipt.parts}
     there = sorted(path.name for path in out.glob("*.parquet"))
     for name in there:

@@ -17,7 +17,7 @@ from batchrank.errors import ConfigInvalid, InputBad, InputMissing, OutputUnusab
 from batchrank.places import Place, is_same
 from batchrank.receipt import RECEIPT, read_receipt
 from batchrank.report import Progress, Receipt
-from batchrank.request import Request, columns_of
+from batchrank.request import Request, allowed_by, columns_of
 from batchrank.reuse import Previous, opened
 from batchrank.session import Connect, InLoop, Session
 from batchrank.shapes import Inputs, open_inputs
@@ -78,7 +78,7 @@ def run(
             return finished_receipt(claim.folder)
         session = Session(config, request, source, rows, claim, previous, watch, connect, in_loop)
         receipt = session.to_the_end(key, signals)
-    return receipt if shard is None else finished_by(receipt, request.out, request.max_failed_rows)
+    return receipt if shard is None else finished_by(receipt, request.out, allowed_by(request))
 
 
 def _claimed(

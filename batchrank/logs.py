@@ -2,14 +2,16 @@
 
 import json
 import logging
+import sys
 from datetime import UTC, datetime
+from typing import TextIO
 
 log = logging.getLogger("batchrank")
 
 
 def log_to_stderr(log_format: str, level: str) -> None:
     """Have everything from `level` on written, as "text" or as "json"."""
-    handler = logging.StreamHandler()
+    handler = _StandardError()
     plain = logging.Formatter("batchrank: %(message)s")
     handler.setFormatter(_JsonLines() if log_format == "json" else plain)
     log.handlers = [handler]
@@ -17,8 +19,23 @@ def log_to_stderr(log_format: str, level: str) -> None:
     log.setLevel(level.upper())
 
 
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to standard error as it is now: a bar that is drawn puts lines above itself."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        raise AttributeError("it is always standard error")
+
+
 class _JsonLines(logging.Formatter):
-    """One object a line: time (UTC), level, logger, message."""
+    """One object a line: time (UTC), level, logger, message, and a record's `figures`."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC)
@@ -27,5 +44,6 @@ class _JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **getattr(record, "figures", {}),
         }
         return json.dumps(line, ensure_ascii=False)

@@ -52,9 +52,8 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--summary",
             type=click.Choice(["text", "json"]),
-            default="text",
-            show_default=True,
-            help="The figures at the end: words on a terminal, or one line of JSON.",
+            help="The figures on standard output, as words or as one line of JSON.  "
+            "[default: words, where a terminal sees them]",
         ),
         click.option(
             "--log-format",

@@ -151,6 +151,7 @@ def total(parts: Iterable[PartRecord], count: str) -> int:
 
 def summary(receipt: Receipt, out: str) -> str:
     """The end of a run in words."""
+    kept = min(receipt.rows_kept, receipt.rows_open)
     rows = [
         f"{count:,} {what}"
         for what, count in (
@@ -158,7 +159,8 @@ def summary(receipt: Receipt, out: str) -> str:
             ("partial", receipt.rows_partial),
             ("failed", receipt.rows_failed),
             ("skipped", receipt.rows_skipped),
-            ("not done", receipt.rows_open),
+            ("answered and kept", kept),
+            ("not done", receipt.rows_open - kept),
         )
         if count or what == "scored"
     ]

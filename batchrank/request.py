@@ -7,6 +7,7 @@ import msgspec
 
 from batchrank.config import JobConfig
 from batchrank.deadline import Deadline
+from batchrank.ending import Allowed
 from batchrank.link import encode
 from batchrank.places import Place
 from batchrank.planning import Planner
@@ -29,11 +30,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     limit_rows: int = 0
     max_cost_usd: float | None = None
     max_failed_rows: int = 0
+    max_partial_rows: int | None = None
     retry_failed: bool = False
     shard: tuple[int, int] | None = None
     coordinator: str | None = None
     finish_by: Deadline | None = None
     priority_column: str | None = None
+
+
+def allowed_by(request: Request) -> Allowed:
+    """Return how many rows of a run may fail or be partial."""
+    return Allowed(request.max_failed_rows, request.max_partial_rows)
 
 
 def columns_of(config: JobConfig, priority: str | None = None) -> Columns:

@@ -51,7 +51,7 @@ from batchrank.process import rarely_collected
 from batchrank.receipt import write_receipt
 from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import Left, Progress, Receipt, write_live
-from batchrank.request import Request, planner_of
+from batchrank.request import Request, allowed_by, planner_of
 from batchrank.reuse import Previous, Reuse
 from batchrank.series import Series
 from batchrank.server.child import local_server
@@ -457,7 +457,7 @@ class Session:
     def _too_many_failed(self) -> RowsFailed | None:
         if self._claim.shard is not None:  # whoever finishes the whole counts them
             return None
-        allowed = self._request.max_failed_rows
+        allowed = allowed_by(self._request)
         return too_many_failed(self._claim.folder, self._standing.published.values(), allowed)
 
 

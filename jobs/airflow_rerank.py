@@ -40,15 +40,20 @@ def batchrank(*arguments: str) -> str:
         raise AirflowFailException(f"{program}: {error.strerror}. Set BATCHRANK.") from error
     before = signal(SIGTERM, lambda *_: process.terminate())
     try:
-        printed, said = process.communicate()
+        assert process.stdout is not None and process.stderr is not None
+        said = []
+        for line in process.stderr:  # heartbeats and warnings, into the task's log as they come
+            print(line, end="", flush=True)
+            said.append(line)
+        printed = process.stdout.read()  # a line or two: less than a pipe holds
+        process.wait()
     finally:
         process.terminate()  # nothing, if it has ended; when Airflow's time-out came, it drains
         signal(SIGTERM, before)
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
     if code:
         failure = AirflowException if code in AGAIN else AirflowFailException
-        raise failure(f"batchrank {arguments[0]} ended with {code}: {said.strip()}")
-    print(said, end="")  # warnings, into the task's log
+        raise failure(f"batchrank {arguments[0]} ended with {code}: {''.join(said[-1:]).strip()}")
     return printed
 
 
@@ -67,7 +72,8 @@ def shards(params: dict[str, str], dag_run: Any) -> list[dict[str, str]]:
 @task(max_active_tis_per_dag=1, multiple_outputs=False)
 def rerank(shard: dict[str, str], params: dict[str, str]) -> dict[str, Any]:
     """Score one file; where its scores are, and its figures."""
-    how = ["--summary", "json", *(["-c", params["config"]] if params["config"] else [])]
+    how = ["--summary", "json", "--log-level", "info"]
+    how += ["-c", params["config"]] if params["config"] else []
     receipt = json.loads(batchrank("run", shard["rows"], "-o", shard["scores"], *how))
     return {name: receipt[name] for name in FIGURES} | {"scores": shard["scores"]}
 

@@ -42,8 +42,12 @@ SHARED = [
     "--log-format",
 ]
 OPTIONS = {
-    "run": [*SHARED, "--output", "--max-cost", "--max-failed-rows", "--restart", "--shard"],
-    "finish": ["--max-failed-rows", "--json"],
+    "run": [
+        *SHARED,
+        *("--output", "--max-cost", "--max-failed-rows", "--max-partial-rows"),
+        *("--restart", "--shard"),
+    ],
+    "finish": ["--max-failed-rows", "--max-partial-rows", "--json"],
     "plan": SHARED,
     "status": ["--json"],
     "evaluate": ["--qrels", "--against", "--json"],

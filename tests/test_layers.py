@@ -40,7 +40,7 @@ DOORS = {
     "scipy": {"evaluation"},
     "huggingface_hub": {"places"},
     "sqlite3": {"checkpoint"},
-    "click": {"cli", "options", "serve", "coordinate"},
+    "click": {"cli", "options", "serve", "coordinate", "printing"},
     "rich": {"progress"},
     "gigatoken": {"tokens", "server.weighing"},
     "xxhash": {"digests", "checkpoint", "pairs", "reuse"},
