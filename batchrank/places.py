@@ -6,20 +6,18 @@ take them, the environment or the machine's role, and never from an address. A r
 whole or not at all: an object appears when its upload is completed, and nothing is ever renamed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from functools import lru_cache
-from glob import glob, has_magic
 from pathlib import Path, PurePosixPath
 
 import msgspec
 import pyarrow as pa
 from pyarrow import fs
 
-from batchrank.errors import ConfigInvalid, InputMissing, StorageFailed
+from batchrank.errors import ConfigInvalid, StorageFailed
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hf")
-_HIDDEN = ("_", ".")
 
 
 class Remote:
@@ -90,13 +88,13 @@ class Remote:
 
     def files(self, *, recursive: bool = False, whole: bool = False) -> list["Remote"]:
         """The files below, by name."""
-        selector = fs.FileSelector(self._path, allow_not_found=True, recursive=recursive)
-        try:
-            found = self._store.get_file_info(selector)
-        except self._in.faults as error:
-            raise self._failed("cannot be listed", error) from error
-        paths = sorted(one.path for one in found if one.is_file and (one.size or not whole))
-        return [Remote(self._in, path.removeprefix(self._in.base)) for path in paths]
+        found = self._listed(recursive)
+        return self._children(one for one in found if one.is_file and (one.size or not whole))
+
+    def folders(self) -> list["Remote"]:
+        """The folders in this one, by name."""
+        folder = fs.FileType.Directory
+        return self._children(one for one in self._listed(False) if one.type == folder)
 
     def iterdir(self) -> Iterator["Remote"]:
         return iter(self.files())
@@ -109,6 +107,18 @@ class Remote:
 
     def relative_to(self, folder: "Remote") -> PurePosixPath:
         return PurePosixPath(self._key).relative_to(folder._key)
+
+    def _listed(self, recursive: bool) -> list[fs.FileInfo]:
+        selector = fs.FileSelector(self._path, allow_not_found=True, recursive=recursive)
+        try:
+            found: list[fs.FileInfo] = self._store.get_file_info(selector)
+        except self._in.faults as error:
+            raise self._failed("cannot be listed", error) from error
+        return found
+
+    def _children(self, found: Iterable[fs.FileInfo]) -> list["Remote"]:
+        paths = sorted(one.path for one in found)
+        return [Remote(self._in, path.removeprefix(self._in.base)) for path in paths]
 
     def _info(self) -> fs.FileInfo:
         try:
@@ -182,69 +192,6 @@ def is_same(one: Place, other: Place) -> bool:
 def opened(file: Place) -> pa.NativeFile:
     """A file, to be read at any place in it. Raises OSError."""
     return file.open_input() if isinstance(file, Remote) else pa.OSFile(str(file))
-
-
-def found(argument: str, suffixes: Sequence[str], marks: Sequence[str]) -> list[Place]:
-    """The files that an argument means: itself, those of a folder with these endings, or those that
-    fit a pattern. A folder that holds one of `marks` is an output of ours, and no input.
-
-    Raises `InputMissing` where there is none.
-    """
-    if "://" in argument:
-        return _found_remote(argument, suffixes, marks)
-    path = Path(argument)
-    if path.is_dir():
-        below = [file for file in path.rglob("*") if file.name.endswith(tuple(suffixes))]
-        return _wanted(argument, path, sorted(below), suffixes, marks)
-    if not path.exists() and has_magic(argument):
-        fitting: list[Place] = [Path(name) for name in sorted(glob(argument, recursive=True))]
-        return _some(fitting, f"{argument}: no file matches this pattern.")
-    if not path.exists():
-        raise InputMissing(f"{argument}: no such file or folder.")
-    return [path]
-
-
-def _found_remote(argument: str, suffixes: Sequence[str], marks: Sequence[str]) -> list[Place]:
-    whole = place(argument)
-    assert isinstance(whole, Remote)
-    if whole.is_dir():
-        files = whole.files(recursive=True)
-        ours = {str(file.parent) for file in files if file.name in marks}
-        below = [
-            file
-            for file in files
-            if file.name.endswith(tuple(suffixes)) and str(file.parent) not in ours
-        ]
-        return _wanted(argument, whole, below, suffixes, ())
-    if has_magic(whole.name) and not whole.exists():
-        fitting: list[Place] = list(whole.parent.glob(whole.name))
-        return _some(fitting, f"{whole}: no file matches this pattern.")
-    if not whole.exists():
-        raise InputMissing(f"{whole}: no such file or folder.")
-    return [whole]
-
-
-def _wanted(
-    argument: str,
-    folder: Place,
-    files: Sequence[Place],
-    suffixes: Sequence[str],
-    marks: Sequence[str],
-) -> list[Place]:
-    wanted = [
-        file
-        for file in files
-        if not any(part.startswith(_HIDDEN) for part in file.relative_to(folder).parts)  # type: ignore[arg-type]
-        and not any((file.parent / mark).exists() for mark in marks)
-    ]
-    kinds = " or ".join(f"*{suffix}" for suffix in suffixes)
-    return _some(wanted, f"{argument}: no {kinds} file in this folder.")
-
-
-def _some(files: list[Place], message: str) -> list[Place]:
-    if not files:
-        raise InputMissing(message)
-    return files
 
 
 def plain(error: Exception) -> str:

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import types
 
+from batchrank.arguments import found
 from batchrank.errors import InputBad, StorageFailed
-from batchrank.places import Place, Remote, found, opened, plain
+from batchrank.places import Place, Remote, opened, plain
 from batchrank.records import Row
 from batchrank.schema import Columns, check, check_same
 

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchrank.arguments import found
 from batchrank.errors import InputBad
-from batchrank.places import Place, found
+from batchrank.places import Place
 from batchrank.schema import is_id, is_text
 from batchrank.shapes.hashes import Hashes, hashes, places_in
 from batchrank.shapes.lines import (
