@@ -1,4 +1,4 @@
-"""Which files an argument means: folders, patterns, links; the rest is refused in one clear line."""
+"""Which files an argument means: folders, patterns, links; the rest is refused in one line."""
 
 import os
 import socket

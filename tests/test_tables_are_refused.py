@@ -57,8 +57,10 @@ def test_a_table_is_refused_however_its_files_are_named(
 
 def test_a_corpus_that_is_a_table_is_refused(server: Server, tmp_path: Path) -> None:
     delta(tmp_path / "corpus")
-    run = written(tmp_path / "run.parquet", table(1))
-    beside = ["--queries", run, "--corpus", tmp_path / "corpus"]
+    queries = table(1).select(["query_id", "query"])
+    run = tmp_path / "run.trec"
+    run.write_text("0 Q0 d0 1 1.5 tag\n")
+    beside = ["--queries", written(tmp_path / "q.parquet", queries), "--corpus", tmp_path / "corpus"]
     done = inside(*fast(server, tmp_path / "out", run, *beside))
     assert done.returncode == 65
     assert "corpus: is a table of Delta Lake" in done.stderr
