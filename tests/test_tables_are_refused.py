@@ -60,7 +60,12 @@ def test_a_corpus_that_is_a_table_is_refused(server: Server, tmp_path: Path) -> 
     queries = table(1).select(["query_id", "query"])
     run = tmp_path / "run.trec"
     run.write_text("0 Q0 d0 1 1.5 tag\n")
-    beside = ["--queries", written(tmp_path / "q.parquet", queries), "--corpus", tmp_path / "corpus"]
+    beside = [
+        "--queries",
+        written(tmp_path / "q.parquet", queries),
+        "--corpus",
+        tmp_path / "corpus",
+    ]
     done = inside(*fast(server, tmp_path / "out", run, *beside))
     assert done.returncode == 65
     assert "corpus: is a table of Delta Lake" in done.stderr
