@@ -9,7 +9,6 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -21,6 +20,7 @@ from batchrank.errors import ConfigInvalid
 from batchrank.limits import Amount, AtLeastOne, RateLimits, RequestLimits, Whole
 from batchrank.pricing import Price
 from batchrank.providers import PROVIDERS, Provider, scores_lists
+from batchrank.proxy import is_loopback
 from batchrank.records import ANSWER_BITS
 
 
@@ -353,15 +353,8 @@ def _check_url(url: str, name: str, insecure_http: bool) -> None:
         raise ConfigInvalid(f"{name}: endpoint.base_url must begin with https:// and name a host.")
     if parts.username or parts.password:
         raise ConfigInvalid(f"{name}: endpoint.base_url must not hold a user or password.")
-    if parts.scheme == "http" and not insecure_http and not _is_loopback(host):
+    if parts.scheme == "http" and not insecure_http and not is_loopback(host):
         raise ConfigInvalid(
             f"{name}: endpoint.base_url is http://, which would send texts and key unencrypted. "
             "Use https://, or pass --allow-insecure-http."
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

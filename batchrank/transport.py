@@ -6,55 +6,71 @@ as time-out, unpack gzip without a bound, keep cookies. It never sends a POST tw
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from email.utils import formatdate
-from io import BytesIO
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from multidict import CIMultiDict
 
+from batchrank.connections import MOST_BEFORE_HEAD, EndlessHead, GuardedConnector, RequestBody
+from batchrank.proxy import Proxy, find_proxy
 from batchrank.retry import Answered, Exchange, Unanswered
 
 CONNECT_SECONDS = 10.0
 _BYTES_PER_RESULT = 512
-_LARGE = 1 << 20
 _BYTES_BESIDES = 256 * 1024
+_PASSING_PROXY_STATUSES = {408, 425, 429}
+"""A proxy's 5xx pass as well; its other answers to CONNECT do not."""
+_ADVICE = {
+    403: ": it does not let requests to this endpoint through",
+    407: ": it wants a name and password, as http://name:password@host:port",
+}
 
 
 class Transport:
     """Sends request bodies to one URL. Made by `connected`."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, limit: "TimeLimit") -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        headers: CIMultiDict[str] | None,
+        limit: "TimeLimit",
+        proxy: Proxy | None,
+    ) -> None:
         self._session = session
         self._url = url
+        self._headers = headers
         self._limit = limit
+        self._proxy = proxy
+        self._was_answered = False
 
     async def exchange(self, body: bytes, documents: int) -> Exchange:
-        """Send one request of so many documents; the answer, or why there is none."""
-        try:
-            async with asyncio.timeout(None) as mine:
-                self._limit.begin(mine)
-                try:
-                    return await self._exchanged(body, documents)
-                finally:
-                    self._limit.end(mine)
-        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError):
-            reason = "the endpoint's certificate is not trusted"
-            return Unanswered(reason, sent=False, hopeless=True)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            return Unanswered(_connection(error), sent=False)
-        except TimeoutError:  # aiohttp's of a connection is one as well: after that
-            return Unanswered(f"no answer within {self._limit.seconds:g} s", sent=True)
-        except aiohttp.ClientError as error:
-            # The name only: an aiohttp message can hold headers.
-            return Unanswered(f"the connection broke ({type(error).__name__})", sent=True)
+        """Send one request of so many documents; the answer, or why there is none.
 
-    async def _exchanged(self, body: bytes, documents: int) -> Exchange:
+        A kept connection that turns out to be of no use before a byte is written gives way to the
+        next one: there are as many at the most as there are connections.
+        """
+        while True:
+            request = RequestBody(body)
+            try:
+                async with asyncio.timeout(None) as mine:
+                    self._limit.begin(mine)
+                    try:
+                        return await self._exchanged(request, documents)
+                    finally:
+                        self._limit.end(mine)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                if not request.is_stale:
+                    return self._unanswered(error, sent=request.is_begun)
+
+    async def _exchanged(self, request: RequestBody, documents: int) -> Exchange:
         async with self._session.post(
-            self._url, data=_payload(body), allow_redirects=False
+            self._url, data=request, headers=self._headers, allow_redirects=False
         ) as response:
+            self._was_answered = True
             cap = _BYTES_BESIDES + documents * _BYTES_PER_RESULT
             content = await _capped(response, cap)
             if content is None and response.status >= 400:
@@ -66,6 +82,50 @@ class Transport:
             date = None if retry_after is None else headers.get("Date") or formatdate(usegmt=True)
             tokens = headers.get("x-compute-tokens")
             return Answered(response.status, content, retry_after, date, tokens)
+
+    def _unanswered(self, error: aiohttp.ClientError | TimeoutError, *, sent: bool) -> Unanswered:
+        """Say why no answer came. `sent`: a byte of the request may have left."""
+        match error:
+            case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
+                reason = "the endpoint's certificate is not trusted"
+                return Unanswered(reason, sent=False, hopeless=True)
+            case _ if self._proxy is not None and not sent:
+                return self._unanswered_by_proxy(self._proxy, error)
+            case aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
+                return Unanswered(_connection(error), sent=False)
+            case TimeoutError():  # aiohttp's of a connection is one as well: after that
+                return Unanswered(f"no answer within {self._limit.seconds:g} s", sent=sent)
+            case EndlessHead():
+                reason = f"no answer within the first {MOST_BEFORE_HEAD:,} bytes"
+                return Unanswered(reason, sent=sent)
+        # The name only: an aiohttp message can hold headers.
+        return Unanswered(f"the connection broke ({type(error).__name__})", sent=sent)
+
+    def _unanswered_by_proxy(
+        self, proxy: Proxy, error: aiohttp.ClientError | TimeoutError
+    ) -> Unanswered:
+        """Say what a proxy did in place of connecting. The request was not sent. A refusal is a
+        mistake in the settings where nothing was ever answered through this proxy.
+        """
+        hopeless = False
+        match error:
+            case aiohttp.ClientHttpProxyError(status=status):
+                what = f"answered {status} to CONNECT{_ADVICE.get(status, '')}"
+                hopeless = not 500 <= status < 600 and status not in _PASSING_PROXY_STATUSES
+            case aiohttp.ClientConnectorDNSError(os_error=os_error):
+                what = "cannot be resolved"
+                hopeless = os_error.errno == socket.EAI_NONAME
+            case aiohttp.ClientConnectorError():
+                what = "refused the connection"
+            case aiohttp.ConnectionTimeoutError():
+                what = f"gave no connection within {CONNECT_SECONDS:g} s"
+            case TimeoutError():
+                what = f"gave no answer within {self._limit.seconds:g} s"
+            case _:
+                what = "did not answer CONNECT as a proxy does"
+        return Unanswered(
+            f"{proxy.name} {what}", sent=False, hopeless=hopeless and not self._was_answered
+        )
 
 
 class TimeLimit:
@@ -110,42 +170,27 @@ class TimeLimit:
 async def connected(
     url: str, headers: Mapping[str, str], *, timeout_seconds: float, max_in_flight: int
 ) -> AsyncIterator[Transport]:
-    """A transport to `url` over at most `max_in_flight` connections."""
-    connector = aiohttp.TCPConnector(limit=max_in_flight, keepalive_timeout=10)
+    """A transport to `url` over at most `max_in_flight` connections. Raises `ConfigInvalid` where
+    the environment names a proxy that cannot be used.
+    """
+    # Looked up once: aiohttp's `trust_env` asks a thread, and reads ~/.netrc, at every request (a
+    # fifth of its cost, measured).
+    proxy = find_proxy(url)
+    sent = CIMultiDict({"Content-Type": "application/json", "Accept-Encoding": "identity"})
+    sent.update(headers)
+    # A session's own headers go to its proxy as well, in clear, with the key among them: through a
+    # proxy they go with each request, which costs 6 % of it.
     async with aiohttp.ClientSession(
-        connector=connector,
-        headers={
-            "Content-Type": "application/json",
-            "Accept-Encoding": "identity",
-            **headers,
-        },
+        connector=GuardedConnector(limit=max_in_flight, keepalive_timeout=10),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("Accept", "User-Agent"),
-        proxy=_proxy(url),
+        headers=sent if proxy is None else None,
+        proxy=None if proxy is None else proxy.address,
     ) as session:
         with closing(TimeLimit(timeout_seconds)) as limit:
-            yield Transport(session, url, limit)
-
-
-def _proxy(url: str) -> str | None:
-    """The proxy that the environment names for this URL, looked up once: aiohttp's `trust_env`
-    asks a thread, and reads ~/.netrc, at every request (a fifth of its cost, measured).
-    """
-    parts = urlsplit(url)
-    if parts.hostname in {"127.0.0.1", "localhost", "::1"} or proxy_bypass(parts.netloc):
-        return None
-    return getproxies().get(parts.scheme)
-
-
-def _payload(body: bytes) -> aiohttp.BytesPayload | BytesIO:
-    """As aiohttp keeps it, which spares it finding out what this is; it wants a large body as a
-    file, to write it in pieces.
-    """
-    if len(body) < _LARGE:
-        return aiohttp.BytesPayload(body, content_type="application/json")
-    return BytesIO(body)
+            yield Transport(session, url, None if proxy is None else sent, limit, proxy)
 
 
 async def _capped(response: aiohttp.ClientResponse, cap: int) -> bytes | None:
