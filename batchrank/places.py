@@ -56,6 +56,11 @@ class Remote:
         """The file, to be read at any place. Raises as the store does: OSError."""
         return self._store.open_input_file(self._path)
 
+    def modified(self) -> str:
+        """When the file was put, in nanoseconds; "" where the store does not say."""
+        moment = self._info().mtime_ns
+        return "" if moment is None else str(moment)
+
     def read_bytes(self) -> bytes:
         try:
             with self.open_input() as file:

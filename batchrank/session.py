@@ -57,7 +57,7 @@ from batchrank.series import Series
 from batchrank.server.child import local_server
 from batchrank.shards import share_of
 from batchrank.signals import Signals, heard
-from batchrank.sink import SUCCESS, write_whole
+from batchrank.sink import SUCCESS, PartRecord, write_whole
 from batchrank.source import Source
 from batchrank.standing import Standing
 from batchrank.throttle import Throttle
@@ -148,6 +148,7 @@ class Session:
             try:
                 if self._standing.some_are_missing:
                     self._score(key)
+                    self._source.check(everything=True)
                 error = self._too_many_failed()
             except BatchrankError as raised:
                 error = raised
@@ -399,12 +400,17 @@ class Session:
         while (part := await self._finished.get()) is not None:
             try:
                 await self._answers_are_durable()
-                record = await asyncio.to_thread(self._standing.write, part)
+                record = await asyncio.to_thread(self._write, part)
             except BatchrankError as error:
                 self._halt.set(error)
                 continue
             self._standing.came(part.index, record)
             self._part_left.set()
+
+    def _write(self, part: Part) -> PartRecord:
+        """Publish a part, unless a file that its rows may be of is not what it was."""
+        self._source.check()
+        return self._standing.write(part)
 
     async def _answers_are_durable(self) -> None:
         """A part must not appear before its answers count: were the run killed in between, the

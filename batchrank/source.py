@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pyarrow import types
 
 from batchrank.arguments import found
-from batchrank.errors import InputBad, StorageFailed
-from batchrank.places import Place, Remote, opened, plain
+from batchrank.errors import InputBad
+from batchrank.input_file import InputFile, unreadable
+from batchrank.places import Place, Remote, plain
 from batchrank.records import Row
 from batchrank.schema import Columns, check, check_same
 
@@ -66,7 +67,7 @@ class Source:
 
     def __init__(
         self,
-        paths: Sequence[Place],
+        paths: Sequence[InputFile],
         files: Sequence[FileIdentity],
         columns: Columns,
         has_id: bool,
@@ -94,13 +95,11 @@ class Source:
         start = 0
         for path, file in zip(self.paths, self.files, strict=True):
             if start + file.rows > first and start < stop:
-                try:
+                with path.explaining():
                     for at, piece in self._pieces(
                         path, file.size, start, first, stop, rows_per_part, self._names, only
                     ):
                         yield self._chunk(at, piece, only)
-                except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                    raise unreadable(path, error) from error
             start += file.rows
 
     def queries(self, first: int, stop: int) -> Iterator[str | None]:
@@ -108,30 +107,34 @@ class Source:
         start, name = 0, self._columns.query
         for path, file in zip(self.paths, self.files, strict=True):
             if start + file.rows > first and start < stop:
-                try:
+                with path.explaining():
                     for _, piece in self._pieces(path, file.size, start, first, stop, stop, [name]):
                         yield from decoded(piece.column(name)).to_pylist()
-                except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                    raise unreadable(path, error) from error
             start += file.rows
 
     def priorities(self) -> Iterator[NDArray[np.float64]]:
         """The column of priorities as numbers, some rows at a time; NaN where there is none."""
         for path in self.paths:
-            try:
-                with pq.ParquetFile(
-                    opened(path), pre_buffer=False, page_checksum_verification=True
-                ) as parquet:
-                    for batch in parquet.iter_batches(
-                        _PRIORITY_ROWS, columns=[self._columns.priority], use_threads=False
-                    ):
-                        yield as_numbers(batch.column(0))
-            except (pa.ArrowException, OSError) as error:
-                raise unreadable(path, error) from error
+            with path.read() as file, open_parquet(file) as parquet:
+                for batch in parquet.iter_batches(
+                    _PRIORITY_ROWS, columns=[self._columns.priority], use_threads=False
+                ):
+                    yield as_numbers(batch.column(0))
+
+    def check(self, *, everything: bool = False) -> None:
+        """Compare the files with what they were when they were first opened: those that rows were
+        read from since they were last compared, or `everything`. Raises `InputBad`.
+        """
+        for path in self.paths:
+            if everything:
+                path.check()
+            else:
+                path.check_if_read()
 
     def empty(self) -> pa.RecordBatch:
         """What the sink needs to write a part without rows."""
-        schema = pq.read_schema(opened(self.paths[0]))
+        with self.paths[0].read() as file:
+            schema = pq.read_schema(file)
         columns = [pa.array([], field.type) for field in schema]
         return self._chunk(0, pa.RecordBatch.from_arrays(columns, schema=schema)).kept
 
@@ -142,7 +145,7 @@ class Source:
 
     def _pieces(
         self,
-        path: Place,
+        path: InputFile,
         size: int,
         start: int,
         first: int,
@@ -152,9 +155,7 @@ class Source:
         only: Flags | None = None,
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
         """These columns of a file whose first row is row `start` of all."""
-        with pq.ParquetFile(
-            opened(path), buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
-        ) as parquet:
+        with path.read() as file, open_parquet(file) as parquet:
             groups = range(parquet.num_row_groups)
             encoded = sum(parquet.metadata.row_group(group).total_byte_size for group in groups)
             packed = encoded > _PACKED * size
@@ -244,9 +245,9 @@ def open_source(inputs: Sequence[str], columns: Columns) -> Source:
     schema, files = None, []
     for path in paths:
         identity, own = footer(path)
-        check(path, own, columns)
+        check(path.place, own, columns)
         if schema is not None:
-            check_same(path, own, schema, [columns.id, *columns.keep, *columns.ordering])
+            check_same(path.place, own, schema, [columns.id, *columns.keep, *columns.ordering])
         schema = schema or own
         files.append(identity)
     assert schema is not None
@@ -259,7 +260,7 @@ def open_source(inputs: Sequence[str], columns: Columns) -> Source:
     return Source(paths, files, columns, has_id)
 
 
-def input_files(inputs: Sequence[str]) -> list[Place]:
+def input_files(inputs: Sequence[str]) -> list[InputFile]:
     """The files that the arguments mean, each once."""
     paths = [path for argument in inputs for path in found(argument, [".parquet"], (STATE, MARKER))]
     seen = set()
@@ -268,7 +269,7 @@ def input_files(inputs: Sequence[str]) -> list[Place]:
         if identity in seen:
             raise InputBad(f"{path}: given twice; its rows would be scored and paid for twice.")
         seen.add(identity)
-    return paths
+    return [InputFile(path) for path in paths]
 
 
 def _identity(path: Place) -> object:
@@ -279,14 +280,14 @@ def _identity(path: Place) -> object:
     return facts.st_dev, facts.st_ino
 
 
-def footer(path: Place) -> tuple[FileIdentity, pa.Schema]:
+def footer(path: InputFile) -> tuple[FileIdentity, pa.Schema]:
     """A Parquet file's identity and columns. Raises `InputBad` where it is none."""
-    try:
-        with opened(path) as file:
-            size = file.size()
-            file.seek(max(0, size - 8))
-            file.seek(max(0, size - 8 - int.from_bytes(file.read(4), "little")))
-            digest = hashlib.sha256(file.read()).hexdigest()
+    with path.read() as file:
+        size = file.size()
+        file.seek(max(0, size - 8))
+        file.seek(max(0, size - 8 - int.from_bytes(file.read(4), "little")))
+        digest = hashlib.sha256(file.read()).hexdigest()
+        try:
             with pq.ParquetFile(file) as parquet:
                 metadata = parquet.metadata
                 groups = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
@@ -296,15 +297,18 @@ def footer(path: Place) -> tuple[FileIdentity, pa.Schema]:
                     _check_size(path, group, metadata.row_group(group).total_byte_size, rows)
                 identity = FileIdentity(path.name, size, metadata.num_rows, digest)
                 return identity, parquet.schema_arrow
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputBad(f"{path}: not a readable Parquet file: {plain(error)}") from error
+        except (pa.ArrowException, OSError, ValueError) as error:
+            path.check()
+            if isinstance(error, OSError) and error.errno is not None:
+                raise unreadable(path.place, error) from error
+            raise InputBad(f"{path}: not a readable Parquet file: {plain(error)}") from error
 
 
-def unreadable(path: Place, error: Exception) -> InputBad | StorageFailed:
-    """What a file that cannot be read on is: damaged, or out of reach for the moment."""
-    if isinstance(path, Remote) and isinstance(error, OSError):
-        return StorageFailed(f"{path}: cannot be read: {plain(error)}")
-    return InputBad(f"{path}: cannot be read: {plain(error)}")
+def open_parquet(file: pa.NativeFile) -> pq.ParquetFile:
+    """Read an open file as Parquet, page by page."""
+    return pq.ParquetFile(
+        file, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+    )
 
 
 def _batches(parquet: pq.ParquetFile, group: int, names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -327,7 +331,9 @@ def _batches(parquet: pq.ParquetFile, group: int, names: list[str]) -> Iterator[
     yield from read(max(1, min(BATCH_ROWS, _BATCH_BYTES // row_bytes)))
 
 
-def _check_decoded(path: Place, schema: pq.ParquetSchema, group: int, names: Sequence[str]) -> None:
+def _check_decoded(
+    path: InputFile, schema: pq.ParquetSchema, group: int, names: Sequence[str]
+) -> None:
     """A dictionary packs a large text over and over into almost nothing, and no footer tells what a
     row of them takes once it is decoded: measure each with its dictionary left as it is.
 
@@ -337,7 +343,10 @@ def _check_decoded(path: Place, schema: pq.ParquetSchema, group: int, names: Seq
     leaves = [schema.column(place) for place in range(len(schema))]
     for leaf in leaves:
         if leaf.path.split(".")[0] in names and leaf.physical_type == "BYTE_ARRAY":
-            with pq.ParquetFile(opened(path), read_dictionary=[leaf.path]) as parquet:
+            with (
+                path.read() as file,
+                pq.ParquetFile(file, read_dictionary=[leaf.path]) as parquet,
+            ):
                 rows = parquet.iter_batches(
                     1, row_groups=[group], columns=[leaf.path], use_threads=False
                 )
@@ -357,7 +366,7 @@ def _decoded_bytes(column: pa.Array) -> int:
     return int(pc.sum(lengths.take(column.indices)).as_py() or 0)
 
 
-def _check_size(path: Place, group: int, size: int, rows: int) -> None:
+def _check_size(path: InputFile, group: int, size: int, rows: int) -> None:
     if rows and size > rows * _MOST_ROW_BYTES:
         raise InputBad(
             f"{path}: {rows} rows of row group {group} take {size >> 20:,} MB, and a row may take "

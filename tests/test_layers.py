@@ -34,7 +34,7 @@ DOORS = {
         "server.door",
     },
     "aiolimiter": {"throttle"},
-    "pyarrow": {"places", "schema", "source", "sink", "pairs", "inspection", "output"}
+    "pyarrow": {"places", "schema", "input_file", "source", "sink", "pairs", "inspection", "output"}
     | {"export", "findings", "process"}
     | SHAPES,
     "polars": {"evaluation", "qrels", "export", "shapes.hashes", "frames"},
@@ -116,11 +116,13 @@ def test_the_core_opens_no_file(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(SHELL))
 def test_files_of_the_shell_do_not_import_each_other(name: str) -> None:
-    """`places` is what they read and write through, `arguments` names the files, `schema` says what
-    the columns must be. The transport has its connections and the way to a proxy besides.
+    """`places` and `input_file` are what they read and write through, `arguments` names the files,
+    `schema` says what the columns must be. The transport has its connections and the way to a proxy
+    besides.
     """
     own = {"connections", "proxy"} if name == "transport" else set()
-    assert OURS[name] <= CORE | WIRE | {"records", "places", "schema", "arguments"} | own
+    known = {"records", "places", "schema", "arguments", "input_file"}
+    assert OURS[name] <= CORE | WIRE | known | own
 
 
 @pytest.mark.parametrize("name", sorted(name for name in FILES if name.startswith("server")))

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from batchrank.errors import InputBad
+from batchrank.errors import InputBad, StorageFailed
+from batchrank.input_file import InputFile
 from batchrank.places import plain
 from batchrank.schema import Columns
 from batchrank.shapes.groups import Gathered, Groups, pieces
@@ -35,6 +36,7 @@ class Grouped(Source):
 
     def __init__(
         self,
+        paths: Sequence[InputFile],
         files: Sequence[FileIdentity],
         columns: Columns,
         has_id: bool,
@@ -43,7 +45,7 @@ class Grouped(Source):
         asked: Callable[[Gathered], pa.Array],
         no_rows: Callable[[], pa.RecordBatch],
     ) -> None:
-        super().__init__((), files, columns, has_id)
+        super().__init__(paths, files, columns, has_id)
         self._gather = gather
         self._nest = nest
         self._asked = asked
@@ -52,7 +54,7 @@ class Grouped(Source):
 
     @cached_property
     def _groups(self) -> tuple[Groups, int]:
-        with _told_of(self.files):
+        with self._told_of():
             groups = self._gather()
         give_back()
         return groups
@@ -71,7 +73,7 @@ class Grouped(Source):
         if first >= stop:
             return
         groups, _ = self._groups
-        with _told_of(self.files):
+        with self._told_of():
             for gathered in groups.read(first, stop):
                 for piece in pieces(gathered, first, stop, rows_per_part, self._most_rows):
                     end = piece.first + len(piece.offsets) - 1
@@ -85,7 +87,7 @@ class Grouped(Source):
     def priorities(self) -> Iterator[NDArray[np.float64]]:
         """The priorities of the queries' first lines."""
         groups, rows = self._groups
-        with _told_of(self.files):
+        with self._told_of():
             for gathered in groups.read(0, rows) if rows else ():
                 column = gathered.lines.column(self._columns.priority)
                 yield as_numbers(column.take(pa.array(gathered.offsets[:-1])))
@@ -95,10 +97,26 @@ class Grouped(Source):
         if first >= stop:
             return
         groups, _ = self._groups
-        with _told_of(self.files):
+        with self._told_of():
             for gathered in groups.read(first, stop):
                 for piece in pieces(gathered, first, stop, stop, lambda: BATCH_ROWS):
                     yield from decoded(self._asked(piece)).to_pylist()
+
+    @contextmanager
+    def _told_of(self) -> Iterator[None]:
+        """What is no text in a text column shows only when it is used, and what has been read of a
+        file that changed in any way.
+        """
+        try:
+            yield
+        except StorageFailed:
+            raise
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            self.check()
+            raise InputBad(f"{self.files[0].name}: cannot be read: {plain(error)}") from error
+        except Exception:
+            self.check()
+            raise
 
     def _most_rows(self) -> int:
         """As many as make a few megabytes; the rows before say how large rows are."""
@@ -107,15 +125,6 @@ class Grouped(Source):
     def empty(self) -> pa.RecordBatch:
         """What the sink needs to write a part without rows."""
         return self._chunk(0, self._no_rows()).kept
-
-
-@contextmanager
-def _told_of(files: Sequence[FileIdentity]) -> Iterator[None]:
-    """What is no text in a text column shows only when it is used."""
-    try:
-        yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise InputBad(f"{files[0].name}: cannot be read: {plain(error)}") from error
 
 
 def listed(gathered: Gathered, doc_ids: pa.Array | None, texts: pa.Array) -> pa.ListArray:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchrank.errors import InputBad
-from batchrank.places import Place
+from batchrank.input_file import InputFile
 from batchrank.schema import Columns, check_priority
 from batchrank.shapes.grouped import Grouped, first_lines, listed
 from batchrank.shapes.groups import Gathered, Groups, comparable, gather
@@ -24,7 +24,7 @@ _ORDERS = ("rank", "score")
 _NAMED = 3
 
 
-def open_ids(paths: Sequence[Place], queries: str, corpus: str, columns: Columns) -> Grouped:
+def open_ids(paths: Sequence[InputFile], queries: str, corpus: str, columns: Columns) -> Grouped:
     """A run as rows. Raises `InputMissing`, and `InputBad` where columns or ids do not fit."""
     lines = _run(paths, columns)
     orders = [name for name in _ORDERS if name in lines.schema.names]
@@ -37,13 +37,20 @@ def open_ids(paths: Sequence[Place], queries: str, corpus: str, columns: Columns
         queries,
         corpus,
     )
-    files = [file.identity for file in [*run.query_files, *run.corpus_files]]
+    beside = [*run.query_files, *run.corpus_files]
     return Grouped(
-        [*lines.files, *files], columns, True, run.gather, run.nested, run.asked, run.no_rows
+        [*lines.paths, *(file.path for file in beside)],
+        [*lines.files, *(file.identity for file in beside)],
+        columns,
+        True,
+        run.gather,
+        run.nested,
+        run.asked,
+        run.no_rows,
     )
 
 
-def _run(paths: Sequence[Place], columns: Columns) -> Lines:
+def _run(paths: Sequence[InputFile], columns: Columns) -> Lines:
     if not any(map(is_parquet, paths)):
         lines: Lines = TrecLines(paths, columns.id, columns.doc_id)
     else:

@@ -5,16 +5,17 @@ A line is a pair (query, document) or names one. Which lines belong together is 
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BufferedReader
 from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchrank.errors import InputBad
-from batchrank.places import Place, opened, plain
+from batchrank.errors import BatchrankError, InputBad
+from batchrank.input_file import InputFile
 from batchrank.schema import check_same
-from batchrank.source import FileIdentity, footer, unreadable
+from batchrank.source import FileIdentity, footer, open_parquet
 
 BATCH_LINES = 1 << 14
 _BATCH_BYTES = 4 << 20
@@ -24,13 +25,13 @@ _PROBE_LINES = 16
 class ParquetLines:
     """The lines of some Parquet files, one after the other."""
 
-    def __init__(self, paths: Sequence[Place], columns: Sequence[str] = ()) -> None:
+    def __init__(self, paths: Sequence[InputFile], columns: Sequence[str] = ()) -> None:
         footers = [footer(path) for path in paths]
-        self._paths = paths
+        self.paths = paths
         self.files = [identity for identity, _ in footers]
         self.schema: pa.Schema = footers[0][1]
         for path, (_, schema) in zip(paths, footers, strict=True):
-            check_same(path, schema, self.schema, columns)
+            check_same(path.place, schema, self.schema, columns)
         self.total = sum(file.rows for file in self.files)
 
     def where(self, line: int) -> str:
@@ -39,20 +40,17 @@ class ParquetLines:
 
     def batches(self, names: Sequence[str], first: int = 0) -> Iterator[pa.RecordBatch]:
         """These columns of the lines from `first` on. Raises `InputBad`."""
-        for path, file in zip(self._paths, self.files, strict=True):
+        for path, file in zip(self.paths, self.files, strict=True):
             if first < file.rows:
-                try:
-                    yield from _parquet_batches(path, list(dict.fromkeys(names)), first)
-                except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                    raise unreadable(path, error) from error
+                yield from _parquet_batches(path, list(dict.fromkeys(names)), first)
             first = max(0, first - file.rows)
 
 
 class TrecLines:
     """The lines of TREC runs: query, Q0, document, rank, score, tag, between white space."""
 
-    def __init__(self, paths: Sequence[Place], query_id: str, doc_id: str) -> None:
-        self._paths = paths
+    def __init__(self, paths: Sequence[InputFile], query_id: str, doc_id: str) -> None:
+        self.paths = paths
         self.files = [text_identity(path) for path in paths]
         self.total = sum(file.rows for file in self.files)
         self.schema = pa.schema(
@@ -71,17 +69,14 @@ class TrecLines:
     def batches(self, names: Sequence[str], first: int = 0) -> Iterator[pa.RecordBatch]:
         """These columns of the lines from `first` on. Raises `InputBad`."""
         start = 0
-        for path, file in zip(self._paths, self.files, strict=True):
+        for path, file in zip(self.paths, self.files, strict=True):
             if first < start + file.rows:
-                try:
-                    with BufferedReader(text_stream(path)) as stream:
-                        at = max(start, first)
-                        lines = islice(stream, at - start, None)
-                        while batch := list(islice(lines, BATCH_LINES)):
-                            yield self._batch(batch, at).select(list(dict.fromkeys(names)))
-                            at += len(batch)
-                except OSError as error:
-                    raise unreadable(path, error) from error
+                with text_stream(path) as packed, BufferedReader(packed) as stream:
+                    at = max(start, first)
+                    lines = islice(stream, at - start, None)
+                    while batch := list(islice(lines, BATCH_LINES)):
+                        yield self._batch(batch, at).select(list(dict.fromkeys(names)))
+                        at += len(batch)
             start += file.rows
 
     def _batch(self, lines: list[bytes], first: int) -> pa.RecordBatch:
@@ -114,37 +109,36 @@ def line_name(files: Sequence[FileIdentity], line: int) -> str:
     return f"{files[-1].name}, at its end"
 
 
-def text_stream(path: Place) -> pa.NativeFile:
+@contextmanager
+def text_stream(path: InputFile) -> Iterator[pa.NativeFile]:
     """A text file's bytes in order, unpacked where its name says that it is packed."""
-    return pa.input_stream(opened(path), compression=_packing(path), buffer_size=1 << 20)
+    with path.read() as file:
+        yield pa.input_stream(file, compression=_packing(path), buffer_size=1 << 20)
 
 
-def text_identity(path: Place) -> FileIdentity:
+def text_identity(path: InputFile) -> FileIdentity:
     """A text file's identity: it has no footer, so all of it is read."""
     digest, lines, last = hashlib.sha256(), 0, b"\n"
-    try:
-        with opened(path) as packed:
-            size = packed.size()
-        with text_stream(path) as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-                lines += block.count(b"\n")
-                last = block[-1:]
-    except (pa.ArrowException, OSError) as error:
-        raise InputBad(f"{path}: cannot be read: {plain(error)}") from error
+    with path.read() as packed:
+        size = packed.size()
+    with text_stream(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            lines += block.count(b"\n")
+            last = block[-1:]
     return FileIdentity(path.name, size, lines + (last != b"\n"), digest.hexdigest())
 
 
-def is_parquet(path: Place) -> bool:
+def is_parquet(path: InputFile) -> bool:
     """Whether a file begins as Parquet does. Why one cannot be opened is told by who reads it."""
     try:
-        with opened(path) as file:
+        with path.read() as file:
             return bool(file.read(4) == b"PAR1")
-    except (pa.ArrowException, OSError):
+    except BatchrankError:
         return True
 
 
-def _packing(path: Place) -> str | None:
+def _packing(path: InputFile) -> str | None:
     endings = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
     return next((kind for ending, kind in endings.items() if path.name.endswith(ending)), None)
 
@@ -157,10 +151,8 @@ def _is_run_line(fields: Sequence[bytes]) -> bool:
     return True
 
 
-def _parquet_batches(path: Place, names: list[str], first: int) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(
-        opened(path), buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
-    ) as parquet:
+def _parquet_batches(path: InputFile, names: list[str], first: int) -> Iterator[pa.RecordBatch]:
+    with path.read() as file, open_parquet(file) as parquet:
         start = 0
         for group in range(parquet.num_row_groups):
             end = start + parquet.metadata.row_group(group).num_rows

@@ -10,14 +10,14 @@ from functools import partial
 import pyarrow as pa
 
 from batchrank.errors import InputBad
-from batchrank.places import Place
+from batchrank.input_file import InputFile
 from batchrank.schema import Columns, check_priority, is_id, is_text
 from batchrank.shapes.grouped import Grouped, first_lines, listed
 from batchrank.shapes.groups import Gathered, gather
 from batchrank.shapes.lines import ParquetLines
 
 
-def open_pairs(paths: Sequence[Place], columns: Columns) -> Grouped:
+def open_pairs(paths: Sequence[InputFile], columns: Columns) -> Grouped:
     """Pairs as rows. Raises `InputBad` where columns do not fit."""
     wanted = [columns.id, columns.query, columns.doc_id, columns.text, *columns.keep]
     wanted += columns.ordering
@@ -40,6 +40,7 @@ def open_pairs(paths: Sequence[Place], columns: Columns) -> Grouped:
         check_type(schema, columns.doc_id, name)
     present = [column for column in wanted if column in schema.names]
     return Grouped(
+        lines.paths,
         lines.files,
         columns,
         has_id,

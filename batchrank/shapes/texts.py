@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from batchrank.arguments import found
 from batchrank.errors import InputBad
-from batchrank.places import Place
+from batchrank.input_file import InputFile
 from batchrank.schema import is_id, is_text
 from batchrank.shapes.hashes import Hashes, hashes, places_in
 from batchrank.shapes.lines import (
@@ -28,7 +28,7 @@ from batchrank.shapes.lines import (
     text_stream,
 )
 from batchrank.shapes.spill import Nameless
-from batchrank.source import MARKER, STATE, FileIdentity, decoded, unreadable
+from batchrank.source import MARKER, STATE, FileIdentity, decoded
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 _HEADER = Struct("<II")
@@ -38,7 +38,7 @@ _READ = 2048
 class TextFile:
     """A file of ids and texts. `ids` and `texts` are the names that such columns may have."""
 
-    def __init__(self, path: Place, ids: Sequence[str], texts: Sequence[str]) -> None:
+    def __init__(self, path: InputFile, ids: Sequence[str], texts: Sequence[str]) -> None:
         self.path = path
         self._ids, self._texts = ids, texts
         self._lines = ParquetLines([path]) if is_parquet(path) else None
@@ -75,15 +75,12 @@ class TextFile:
 
     def _json_batches(self) -> Iterator[tuple[pa.Array, pa.Array]]:
         line = 0
-        try:
-            with BufferedReader(text_stream(self.path)) as stream:
-                while lines := list(islice(stream, BATCH_LINES)):
-                    pairs = [self._decoded(content, line + at) for at, content in enumerate(lines)]
-                    line += len(lines)
-                    ids, texts = zip(*pairs, strict=True)
-                    yield pa.array(ids, pa.large_string()), pa.array(texts, pa.large_string())
-        except OSError as error:
-            raise unreadable(self.path, error) from error
+        with text_stream(self.path) as packed, BufferedReader(packed) as stream:
+            while lines := list(islice(stream, BATCH_LINES)):
+                pairs = [self._decoded(content, line + at) for at, content in enumerate(lines)]
+                line += len(lines)
+                ids, texts = zip(*pairs, strict=True)
+                yield pa.array(ids, pa.large_string()), pa.array(texts, pa.large_string())
 
     def _decoded(self, content: bytes, line: int) -> tuple[str, str | None]:
         try:
@@ -170,7 +167,8 @@ class Texts:
 
 def text_files(argument: str, ids: Sequence[str], texts: Sequence[str]) -> list[TextFile]:
     """The files of ids and texts that an argument means: a file, a folder's, or a pattern's."""
-    return [TextFile(path, ids, texts) for path in found(argument, SUFFIXES, (STATE, MARKER))]
+    paths = [InputFile(path) for path in found(argument, SUFFIXES, (STATE, MARKER))]
+    return [TextFile(path, ids, texts) for path in paths]
 
 
 def _string(record: dict[str, msgspec.Raw], name: str) -> str | None:
