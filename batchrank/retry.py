@@ -291,6 +291,11 @@ class Health:
         if self._credit == 0:
             self._probe_at = now + self.PROBE_SECONDS
 
+    def exclude(self, seconds: float) -> None:
+        """Do not count these seconds as an outage: nothing was asked in them."""
+        if self._failing_since is not None:
+            self._failing_since += seconds
+
     @property
     def is_well(self) -> bool:
         """The breaker is closed, and the last request to be heard of was answered."""

@@ -61,7 +61,7 @@ from batchrank.sink import SUCCESS, PartRecord, write_whole
 from batchrank.source import Source
 from batchrank.standing import Standing
 from batchrank.throttle import Throttle
-from batchrank.transport import Transport
+from batchrank.transport import STANDSTILL_SECONDS, Transport
 from batchrank.uniting import Again, complete
 
 _log = logging.getLogger(__name__)
@@ -450,6 +450,9 @@ class Session:
                         _heard(telling)
                         telling = thread.submit(self._tell, progress, series, series.due(now))
                     await asyncio.sleep(TICK_SECONDS)
+                    late = time.monotonic() - now - TICK_SECONDS
+                    if late > STANDSTILL_SECONDS:
+                        self._throttle.resume_after(late)
         finally:
             series.end(time.monotonic())
             _heard(telling)

@@ -158,6 +158,13 @@ class Throttle:
             waited += self._clock() - self._waiting_since
         return Served(self._requests, self._tokens, waited)
 
+    def resume_after(self, seconds: float) -> None:
+        """Rise from nothing again after the process stood still for so long (it was stopped, or
+        the machine slept), which is no outage of the endpoint's.
+        """
+        self._health.exclude(seconds)
+        self._begin_climb(self._start_speed)
+
     def share_changed(self) -> None:
         """What is held is another: whoever waits is to look again."""
         self._follow_share()

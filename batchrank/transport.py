@@ -19,6 +19,11 @@ from batchrank.proxy import Proxy, find_proxy
 from batchrank.retry import Answered, Exchange, Unanswered
 
 CONNECT_SECONDS = 10.0
+STANDSTILL_SECONDS = 1.0
+"""No timer of a loop at work is as late as this; one that is late by `_DELAY_SECONDS` may be."""
+_DELAY_SECONDS = 0.02
+_READING_SECONDS = 0.25
+
 _BYTES_PER_RESULT = 512
 _BYTES_BESIDES = 256 * 1024
 _PASSING_PROXY_STATUSES = {408, 425, 429}
@@ -139,12 +144,14 @@ class TimeLimit:
         self._loop = asyncio.get_running_loop()
         self._ends: dict[asyncio.Timeout, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._next_look = 0.0
+        self._reads_first = False
 
     def begin(self, exchange: asyncio.Timeout) -> None:
         """An exchange begins; its block ends with `TimeoutError` when its time is up."""
         end = self._ends[exchange] = self._loop.time() + self.seconds
         if self._timer is None:
-            self._timer = self._loop.call_at(end, self._look)
+            self._look_at(end)
 
     def end(self, exchange: asyncio.Timeout) -> None:
         """It has ended, in time or not."""
@@ -156,14 +163,31 @@ class TimeLimit:
             self._timer.cancel()
 
     def _look(self) -> None:
-        """End those that are late, and look again when the next one will be."""
-        self._timer, now = None, self._loop.time()
+        """End those that are late, and look again when the next one will be.
+
+        A timer that is late itself tells that the process stood still: it was stopped, or the
+        machine slept. What was answered meanwhile lies unread in the sockets, and is paid. After a
+        short delay the loop reads it first; after a long one everybody has the whole time again.
+        """
+        now = self._loop.time()
+        delay = now - self._next_look
+        if delay > STANDSTILL_SECONDS:
+            self._ends = dict.fromkeys(self._ends, now + self.seconds)
+        elif delay > _DELAY_SECONDS and not self._reads_first:
+            self._reads_first = True
+            self._look_at(now + _READING_SECONDS)
+            return
+        self._timer, self._reads_first = None, False
         for exchange, end in list(self._ends.items()):
             if end > now:
-                self._timer = self._loop.call_at(end, self._look)
+                self._look_at(end)
                 return
             del self._ends[exchange]
             exchange.reschedule(now)
+
+    def _look_at(self, end: float) -> None:
+        self._next_look = end
+        self._timer = self._loop.call_at(end, self._look)
 
 
 @asynccontextmanager

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from queue import Queue
+from threading import Thread
 from typing import Any
 
 
@@ -64,6 +66,27 @@ async def raw_server(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIt
         yield server
     finally:
         listening.close()
+
+
+@contextmanager
+def raw_server_beside(serve: Serve) -> Iterator[RawServer]:
+    """Serve every connection in another thread, whose loop goes on when ours does not."""
+    ready: Queue[RawServer] = Queue()
+
+    async def run(over: asyncio.Event) -> None:
+        async with raw_server(serve) as server:
+            ready.put(server)
+            await over.wait()
+
+    with asyncio.Runner() as runner:
+        loop, over = runner.get_loop(), asyncio.Event()
+        thread = Thread(target=runner.run, args=(run(over),))
+        thread.start()
+        try:
+            yield ready.get(timeout=10)
+        finally:
+            loop.call_soon_threadsafe(over.set)
+            thread.join()
 
 
 def http(body: Any, status: int = 200, *headers: str) -> bytes:

@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from raw_server import Peer, RawServer, Serve, http, raw_server
+from raw_server import Peer, RawServer, Serve, http, raw_server, raw_server_beside
 
 from batchrank.retry import Answered, Exchange, Unanswered
 from batchrank.transport import connected
@@ -144,30 +144,17 @@ def test_a_stray_that_lies_unread_in_the_socket_is_found_before_a_request_is_wri
             await asyncio.sleep(0.01)
             peer.say(answer(number_in(body) + 1000))
 
-    async def run() -> list[Exchange]:
-        ready: asyncio.Queue[RawServer] = asyncio.Queue()
-        over = asyncio.Event()
-        here = asyncio.get_running_loop()
-
-        async def beside() -> None:
-            async with raw_server(serve) as server:
-                here.call_soon_threadsafe(ready.put_nowait, server)
-                while not over.is_set():
-                    await asyncio.sleep(0.01)
-
-        thread = asyncio.create_task(asyncio.to_thread(asyncio.run, beside()))
-        server = await ready.get()
+    async def ask_and_sleep(server: RawServer) -> list[Exchange]:
         found = []
         async with connected(server.url, {}, timeout_seconds=5, max_in_flight=1) as transport:
             for number in ASKED:
                 found.append(await transport.exchange(json.dumps({"number": number}).encode(), 1))
-                time.sleep(0.03)
-        over.set()
-        await thread
-        assert server.connections == len(ASKED)
+                time.sleep(0.03)  # nothing that arrives is read meanwhile
         return found
 
-    assert_right(asyncio.run(run()))
+    with raw_server_beside(serve) as server:
+        assert_right(asyncio.run(ask_and_sleep(server)))
+    assert server.connections == len(ASKED)
 
 
 def test_a_connection_that_the_server_closed_meanwhile_costs_no_attempt() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from virtual_time import run
 
+from batchrank.errors import TryLater
 from batchrank.limits import RateLimits
 from batchrank.throttle import Throttle
 
@@ -163,3 +164,27 @@ def test_cancelling_everybody_during_a_pause_leaves_nothing_behind() -> None:
         return await throttle.admit(1)
 
     assert run(cancelled()) == pytest.approx(60, abs=1e-3)
+
+
+def stopped_for(seconds: float, *, told: bool) -> float:
+    """The speed of the first request after a process that met a failure was stopped for so long.
+    Raises `TryLater` where that counts as an outage.
+    """
+
+    async def go_on() -> float:
+        throttle = Throttle(RateLimits(requests_per_minute=6000, ramp_seconds=10), None, 60)
+        await throttle.admit(1)
+        throttle.failed("a fault", broken=False)
+        await asyncio.sleep(seconds)
+        if told:
+            throttle.resume_after(seconds)
+        await throttle.admit(1)
+        return throttle.speed
+
+    return run(go_on())
+
+
+def test_a_process_that_was_stopped_does_not_take_that_for_an_outage() -> None:
+    with pytest.raises(TryLater):
+        stopped_for(100, told=False)
+    assert stopped_for(100, told=True) < 0.2, "it goes on at full speed"

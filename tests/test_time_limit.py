@@ -1,16 +1,19 @@
 """Each exchange has its own time, though one timer looks after all of them."""
 
 import asyncio
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from socket import SocketType, create_connection, create_server
 
 import pytest
+import uvloop
 from helpers import serving
+from raw_server import Peer, http, raw_server_beside
 from virtual_time import Jump, VirtualLoop, run
 
-from batchrank.retry import Answered, Unanswered
+from batchrank.retry import Answered, Exchange, Unanswered
 from batchrank.transport import TimeLimit, connected
 
 SECONDS = 60.0
@@ -132,3 +135,50 @@ def _fill(server: SocketType, sockets: ExitStack) -> None:
     with pytest.raises(TimeoutError):
         for _ in range(10):
             sockets.enter_context(create_connection(server.getsockname(), timeout=0.5))
+
+
+@pytest.mark.parametrize("stops_for", [1.3, 2.5, 5.0])
+def test_what_was_answered_while_the_process_stood_still_is_taken(stops_for: float) -> None:
+    """Ten requests under a limit of 1 s are answered after 0.2 s, and nobody reads that."""
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            await peer.read_request()
+            await asyncio.sleep(0.2)
+            peer.say(http({"results": []}))
+
+    async def asked(port: int) -> list[Exchange]:
+        async with connected(
+            f"http://127.0.0.1:{port}/reranks", {}, timeout_seconds=1, max_in_flight=10
+        ) as transport:
+            tasks = []
+            for _ in range(10):
+                tasks.append(asyncio.create_task(transport.exchange(b"{}", 1)))
+                await asyncio.sleep(0.01)
+            time.sleep(stops_for)
+            return await asyncio.gather(*tasks)
+
+    with raw_server_beside(serve) as server:
+        for runner in (asyncio.run, uvloop.run):
+            found = runner(asked(server.port))
+            assert all(isinstance(one, Answered) for one in found), found
+
+
+def test_who_is_still_not_answered_after_a_standstill_ends_one_time_limit_later() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.reader.read()
+
+    async def asked(port: int) -> tuple[Exchange, float]:
+        async with connected(
+            f"http://127.0.0.1:{port}/reranks", {}, timeout_seconds=1, max_in_flight=10
+        ) as transport:
+            task = asyncio.create_task(transport.exchange(b"{}", 1))
+            await asyncio.sleep(0.1)
+            time.sleep(3)
+            began = time.monotonic()
+            return await task, time.monotonic() - began
+
+    with raw_server_beside(serve) as server:
+        found, seconds = asyncio.run(asked(server.port))
+    assert found == Unanswered("no answer within 1 s", sent=True)
+    assert seconds > 0.9
