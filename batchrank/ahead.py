@@ -12,8 +12,9 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from batchrank.answer_rows import Answer
 from batchrank.bands import Bands, Flags, Numbers, gathered
-from batchrank.checkpoint import Answer, Checkpoint
+from batchrank.checkpoint import Checkpoint
 from batchrank.digests import digest_before
 from batchrank.errors import InputBad
 from batchrank.records import Dropped, Failed, Outcome, PlannedRow, RequestPlan, row_of

@@ -67,7 +67,8 @@ from batchrank.uniting import Again, complete
 _log = logging.getLogger(__name__)
 
 MAX_OPEN_PARTS = 4
-"""Parts that may be unfinished at once: a slow request holds up reading only this far behind."""
+"""Parts that may be in memory at once, those that are being written included: a slow request, or a
+slow disk, holds up reading only this far behind."""
 
 Connect = Callable[..., AbstractAsyncContextManager[Transport]]
 InLoop = Callable[[Coroutine[Any, Any, Halt]], Halt]
@@ -199,6 +200,7 @@ class Session:
         self._halt = Halt()
         self._feed = self._feed_of_missing()
         self._finished: asyncio.Queue[Part | None] = asyncio.Queue()
+        self._unwritten = 0
         self._part_left = asyncio.Event()
         self._durable = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -370,13 +372,12 @@ class Session:
 
     async def _room_for(self, part: int) -> None:
         """Wait until a part may be begun. Reading stops here when an old request holds one open."""
-        while not self._assembly.has(part) and self._unpublished >= MAX_OPEN_PARTS:
+        while (
+            not self._assembly.has(part)
+            and self._assembly.open_parts + self._unwritten >= MAX_OPEN_PARTS
+        ):
             self._part_left.clear()
             await self._part_left.wait()
-
-    @property
-    def _unpublished(self) -> int:
-        return self._assembly.open_parts + self._finished.qsize()
 
     def _record(self, plan: RequestPlan, outcome: Outcome) -> None:
         self._figures.add(outcome.spent)
@@ -391,6 +392,7 @@ class Session:
     def _finish(self, *parts: Part | None) -> None:
         for part in parts:
             if part is not None:
+                self._unwritten += 1
                 self._finished.put_nowait(part)
 
     async def _publish(self) -> None:
@@ -405,6 +407,8 @@ class Session:
                 self._halt.set(error)
                 continue
             self._standing.came(part.index, record)
+            del part  # its rows are let go of before the next one comes
+            self._unwritten -= 1
             self._part_left.set()
 
     def _write(self, part: Part) -> PartRecord:

@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "batchrank"
 
 CORE = {"errors", "limits", "tokens", "planning", "retry", "assembly", "budget", "providers"}
-CORE |= {"pricing", "congestion", "uniting", "packing", "digests"}
+CORE |= {"pricing", "congestion", "uniting", "packing", "digests", "answer_rows"}
 CORE |= {"ticks", "seats", "lease", "holding", "dealt", "account"}
 DIALECT_FILES = ("answers", "fields", "flat", "served", "cohere", "native", "voyage", "tei")
 WIRE = {"wire", *(f"wire.{name}" for name in DIALECT_FILES)}
@@ -44,7 +44,7 @@ DOORS = {
     "click": {"cli", "options", "serve", "coordinate", "printing"},
     "rich": {"progress"},
     "gigatoken": {"tokens", "server.weighing"},
-    "xxhash": {"digests", "checkpoint", "pairs", "reuse"},
+    "xxhash": {"digests", "answer_rows", "pairs", "reuse"},
     "pytrec_eval": {"evaluation"},
     "tomllib": {"config"},
 }

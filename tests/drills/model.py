@@ -33,8 +33,8 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
     "some outcomes are not kept": (
         Patch(
             "checkpoint.py",
-            "                _insert(database, item)\n",
-            "                if item.part != 1:\n                    _insert(database, item)\n",
+            "in insertions(settled):\n",
+            "in insertions([item for item in settled if item.part != 1]):\n",
         ),
         "answered ",  # and not kept; or, by priority, more often than needed
     ),
