@@ -87,6 +87,8 @@ class Checkpoint:
         self._untold = max(0, self.leased - _most(self.spent))
         self._recorded = self._taken_up = self._committed = 0
         self._half_a_group = Event()
+        self._waited_for = False
+        self.waited_seconds = 0.0
         self._thread: Thread | None = None
         self.error: StorageFailed | None = None
 
@@ -104,10 +106,15 @@ class Checkpoint:
         """Whether a commit group or more is recorded and not yet durable."""
         return self._recorded - self._committed >= COMMIT_GROUP
 
-    async def has_caught_up(self) -> None:
+    async def wait_while_behind(self) -> None:
         """Wait while the checkpoint is behind. Never returns if a commit fails, as `durable`."""
+        began, first = time.monotonic(), not self._waited_for
+        self._waited_for = True
         while self.is_behind:
             await self.durable()
+        if first:
+            self._waited_for = False
+            self.waited_seconds += time.monotonic() - began
 
     def forget(self, part: int, record: bytes) -> None:
         """A part is published: keep its record, drop its answers."""

@@ -67,7 +67,7 @@ class Link:
     async def admit(self, tokens: int, documents: int) -> float:
         try:
             if self._checkpoint.is_behind:
-                await self._checkpoint.has_caught_up()
+                await self._checkpoint.wait_while_behind()
             sent_at = await self._throttle.admit(tokens)
             if self._budget.capped:
                 async with self._spending:

@@ -21,6 +21,7 @@ LIMITED_BY = {
     "pause": "the endpoint's throttling",
     "outage": "the endpoint's failures",
     "input": "reading and planning the input",
+    "disk": "the disk, where answers wait to be safe",
     "endpoint": "the endpoint's answers (max_in_flight)",
 }
 

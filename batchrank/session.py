@@ -272,7 +272,11 @@ class Session:
             await publishing
             ticking.cancel()
             keeping.cancel()
-        waited = {**self._throttle.waited_seconds, "input": self._feed.waited_seconds}
+        waited = {
+            **self._throttle.waited_seconds,
+            "input": self._feed.waited_seconds,
+            "disk": self._checkpoint.waited_seconds,
+        }
         self._limited_by = self._figures.limited_by(waited)
 
     def _storage_failed(self, error: BatchrankError) -> None:

@@ -15,6 +15,7 @@ from itertools import count
 from math import ceil, inf
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from helpers import serving
@@ -335,9 +336,9 @@ def _session(
 
 
 def _link(config: JobConfig, wire: _Wire, throttle: Throttle, halt: Halt) -> Link:
-    # Without a cap on the cost nothing is asked of the checkpoint.
+    checkpoint = SimpleNamespace(is_behind=False)  # all that is asked of it without a cap
     series = Series(Path("nowhere"), 0.0, 0.0)
-    return Link(config, wire, throttle, Budget(), None, halt, series)  # type: ignore[arg-type]
+    return Link(config, wire, throttle, Budget(), checkpoint, halt, series)  # type: ignore[arg-type]
 
 
 TROUBLES: dict[str, Exchange] = {
