@@ -17,6 +17,7 @@ import msgspec
 from batchrank import checkpoint
 from batchrank.errors import ConfigInvalid, InputBad, OutputUnusable, StorageFailed
 from batchrank.places import Place, Remote
+from batchrank.providers import EMBEDDED_SCORER
 from batchrank.receipt import FILES, RECEIPT
 from batchrank.shards import Shard
 from batchrank.sink import SUCCESS, sync_folder, write_whole
@@ -244,7 +245,13 @@ def check_same(out: Place, begun: Fingerprint, now: Fingerprint) -> None:
         before = begun.config.get(name, _ADDED_SINCE.get(name))
         if before != value and name == "--reuse":
             raise ConfigInvalid(f"{out}: {_reuse_words(before, value)} {advice}")
-        if before != value:
+        if name == "endpoint.embedded" and before == (not value):
+            then = f"with the {EMBEDDED_SCORER}" if before else "with endpoint.base_url"
+            raise ConfigInvalid(
+                f"{out}: begun {then}, now {'without' if before else 'without endpoint.base_url'}, "
+                f"which would mix results. {advice}"
+            )
+        if before != value and name != "endpoint.embedded":  # earlier versions did not keep it
             raise ConfigInvalid(
                 f"{out}: begun with {name} = {before!r}, now {value!r}, which would mix results. "
                 f"{advice}"

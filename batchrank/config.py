@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from batchrank.errors import ConfigInvalid
 from batchrank.limits import Amount, AtLeastOne, RateLimits, RequestLimits, Whole
 from batchrank.pricing import Price
-from batchrank.providers import PROVIDERS, Provider, scores_lists
+from batchrank.providers import EMBEDDED_SCORER, PROVIDERS, Provider, scores_lists
 from batchrank.proxy import is_loopback
 from batchrank.records import ANSWER_BITS
 
@@ -69,13 +70,38 @@ class OutputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that a run is told, apart from where its input and output are."""
+    """Everything that a run is told, apart from where its input and output are. `endpoint_chosen`:
+    a file or an option names the provider or its address, be it the default one.
+    """
 
     endpoint: EndpointConfig = EndpointConfig()
     limits: RequestLimits = RequestLimits()
     rate: RateLimits = RateLimits()
     input: InputConfig = InputConfig()
     output: OutputConfig = OutputConfig()
+    endpoint_chosen: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the settings, not who has made them."""
+        return isinstance(other, JobConfig) and msgspec.to_builtins(
+            replace(self, endpoint_chosen=True)
+        ) == msgspec.to_builtins(replace(other, endpoint_chosen=True))
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the run starts the local server, whose scorer is embedded."""
+        return not (self.endpoint.base_url or self.provider.base_url)
+
+    @property
+    def scorer(self) -> str:
+        """The name of what gives the scores: the model, if it is really asked."""
+        return EMBEDDED_SCORER if self.is_embedded else self.endpoint.model
+
+    @property
+    def bills(self) -> bool:
+        """Whether somebody may be paid: a server elsewhere is no rehearsal, whatever is said."""
+        url = self.endpoint.base_url
+        return self.provider.bills or bool(url and not is_loopback(urlsplit(url).hostname or ""))
 
     @property
     def provider(self) -> Provider:
@@ -86,7 +112,7 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def price(self) -> Price:
         """What requests cost."""
         known = self.provider.price or Price()
-        return msgspec.structs.replace(known, usd=self.endpoint.price_usd)
+        return replace(known, usd=self.endpoint.price_usd)
 
     @property
     def counts_tokens_as_billed(self) -> bool:
@@ -96,6 +122,7 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def shown(self) -> dict[str, Any]:
         """The configuration as plain values, header values as "set"."""
         shown: dict[str, Any] = msgspec.to_builtins(self)
+        del shown["endpoint_chosen"]
         shown["endpoint"]["headers"] = dict.fromkeys(self.endpoint.headers, "set")
         return shown
 
@@ -131,7 +158,11 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return {name: deciding[name] for name in names}
 
 
-_SECTIONS = {field.name: field.type for field in msgspec.structs.fields(JobConfig)}
+_SECTIONS = {
+    field.name: field.type
+    for field in msgspec.structs.fields(JobConfig)
+    if field.name != "endpoint_chosen"
+}
 
 
 def load(
@@ -144,10 +175,12 @@ def load(
     sections = {
         section: {**given.get(section, {}), **options.get(section, {})} for section in _SECTIONS
     }
+    endpoint = sections["endpoint"]
+    chosen = "provider" in endpoint or bool(endpoint.get("base_url"))
     for section, defaults in _defaults(sections["endpoint"], name).items():
         sections[section] = {**defaults, **sections[section]}
     try:
-        config = msgspec.convert(sections, JobConfig)
+        config = msgspec.convert({**sections, "endpoint_chosen": chosen}, JobConfig)
     except msgspec.ValidationError as error:
         raise ConfigInvalid(f"{name}: {_plain(str(error))}") from None
     _check(config, name, insecure_http)
@@ -179,6 +212,21 @@ def _defaults(endpoint: Mapping[str, Any], name: str) -> dict[str, dict[str, Any
         "limits": msgspec.to_builtins(provider.limits),
         "rate": msgspec.to_builtins(provider.rate),
     }
+
+
+def load_for_job(path: Path | None, provider: str | None = None) -> JobConfig:
+    """Load a file's configuration, with a provider over it, for a job that runs unattended: it must
+    name its endpoint, for nobody is there to see that the rows are only rehearsed. Raises
+    `ConfigInvalid`.
+    """
+    config = load(path, {} if provider is None else {"endpoint": {"provider": provider}})
+    if not config.endpoint_chosen:
+        raise ConfigInvalid(
+            f"{'nobody chose an endpoint' if path is None else f'{path}: names no endpoint'}. Pass "
+            "-c FILE, a configuration that sets endpoint.provider, or --provider NAME; --provider "
+            f"local takes the {EMBEDDED_SCORER}."
+        )
+    return config
 
 
 def check_price(config: JobConfig) -> None:

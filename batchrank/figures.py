@@ -54,11 +54,13 @@ class Figures:
             requests=self.spent.requests,
             tokens=self.spent.tokens,
             cost_usd=self._cost,
-            cost_is_real=self._config.provider.bills,
+            cost_is_real=self._config.bills,
             seconds=now - self._began,
             requests_per_second=(self.spent.requests - requests) / seconds,
             seconds_left=(self._rows - rows_done) / row_rate if row_rate > 0 else None,
             finish_by=self._finish_by,
+            provider=self._config.endpoint.provider,
+            scorer=self._config.scorer,
         )
 
     def limited_by(self, waited_seconds: Mapping[str, float]) -> str | None:
@@ -77,7 +79,7 @@ class Figures:
             rows,
             None if share is None else round(self.spent.requests * share),
             None if share is None else round(self.spent.tokens * share),
-            None if share is None else round(self._cost * share, 6),
+            None if share is None or self._config.is_embedded else round(self._cost * share, 6),
             round(seconds * rows / settled_now, 1) if settled_now > 0 else None,
         )
 
@@ -120,7 +122,7 @@ class Figures:
             and self.spent.counted == self.spent.estimate,
             tokens_billed=self.spent.tokens,
             cost_usd=round(self._cost, 6),
-            cost_is_real=self._config.provider.bills,
+            cost_is_real=self._config.bills,
             started=self._started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self._began, 3),
             limited_by=limited_by,
@@ -129,6 +131,8 @@ class Figures:
             priority_column=priority_column,
             rows_kept=rows_kept,
             left=left,
+            provider=self._config.endpoint.provider,
+            scorer=self._config.scorer,
         )
 
     @property

@@ -266,7 +266,7 @@ def _figures(
     return Forecast(
         **totals,
         cost_usd=round(price.cost(units), 6),
-        cost_is_real=config.provider.bills,
+        cost_is_real=config.bills,
         seconds=seconds,
         limited_by=limited_by,
         sampled_rows=sampled_rows,

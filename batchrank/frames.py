@@ -22,6 +22,7 @@ from batchrank.deadline import deadline
 from batchrank.ending import Allowed
 from batchrank.ending import finish as finished
 from batchrank.errors import BatchrankError, ExitCode, InputBad
+from batchrank.logs import warnings_to_stderr
 from batchrank.places import Place, place, plain
 from batchrank.progress import bar
 from batchrank.report import Receipt
@@ -139,6 +140,7 @@ def finish(
 
 def _ended(config: JobConfig, request: job.Request, progress: bool) -> Receipt:
     with (
+        warnings_to_stderr(),
         bar(wanted=progress) as watch,
         heard() as signals,
         ThreadPoolExecutor(1, "batchrank") as thread,
@@ -155,8 +157,12 @@ def _configured(config: Configuration, settings: Mapping[str, Any]) -> JobConfig
     if isinstance(config, JobConfig) and not settings:
         return config
     given = dict(msgspec.to_builtins(config))
+    chosen = given.pop("endpoint_chosen", True)
     names = {**given, **over}
-    return load(None, {name: {**given.get(name, {}), **over.get(name, {})} for name in names})
+    loaded = load(None, {name: {**given.get(name, {}), **over.get(name, {})} for name in names})
+    if chosen or load(None, over).endpoint_chosen:
+        return loaded
+    return msgspec.structs.replace(loaded, endpoint_chosen=False)
 
 
 def _path(source: Any, folder: Path, name: str) -> str:

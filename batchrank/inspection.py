@@ -17,7 +17,7 @@ from batchrank.errors import ExitCode, InputBad, OutputUnusable
 from batchrank.places import Place, Remote, opened
 from batchrank.providers import PROVIDERS
 from batchrank.receipt import RECEIPT, read_receipt, receipt_in
-from batchrank.report import Progress, Receipt, clock, money, read_live
+from batchrank.report import Progress, Receipt, clock, money, read_live, scorer_line
 from batchrank.sink import SUCCESS, PartRecord, read_record
 from batchrank.workers import STATES, Worker, is_held, is_older, sum_of, workers
 
@@ -77,6 +77,7 @@ def status_words(status: Status) -> str:
         failed = f", {receipt.rows_failed:,} failed"
         lines += [
             ("rows", f"{done:,} of {receipt.rows:,} published{more}{failed}"),
+            *scorer_line(receipt),
             ("requests", f"{receipt.requests:,}, {receipt.retries:,} sent again"),
             ("tokens", f"{receipt.tokens_billed:,} billed"),
             ("cost", money(receipt.cost_usd, receipt.cost_is_real)),
@@ -92,6 +93,7 @@ def status_words(status: Status) -> str:
         share = f" ({progress.rows_done / progress.rows:.1%})" if progress.rows else ""
         lines += [
             ("rows", f"{progress.rows_done:,} of {progress.rows:,}{share}"),
+            *scorer_line(progress),
             ("requests", f"{progress.requests:,}{rate}"),
             ("tokens", f"{progress.tokens:,} billed"),
             ("cost", money(progress.cost_usd, progress.cost_is_real)),

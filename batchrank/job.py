@@ -3,6 +3,7 @@
 What is left of it is done by a `session`.
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,6 +16,7 @@ from batchrank.config import JobConfig, check_coordinator, check_price, key_of
 from batchrank.ending import finished_by
 from batchrank.errors import ConfigInvalid, InputBad, InputMissing, OutputUnusable
 from batchrank.places import Place, is_same
+from batchrank.providers import EMBEDDED_SCORER
 from batchrank.receipt import RECEIPT, read_receipt
 from batchrank.report import Progress, Receipt
 from batchrank.request import Request, allowed_by, columns_of
@@ -25,6 +27,14 @@ from batchrank.shards import Shard, shard_of, share_of
 from batchrank.shared import begun_of_finished, claimed_shard, is_finished
 from batchrank.signals import Signals
 from batchrank.transport import connected
+
+_log = logging.getLogger(__name__)
+
+NOBODY_CHOSE = (
+    f"nobody chose an endpoint: the {EMBEDDED_SCORER} gives the scores, not a hosted model. Choose "
+    "one with --provider (see `batchrank providers`), --base-url or a configuration that sets "
+    'endpoint.provider; "local" is this one, without this line.'
+)
 
 __all__ = ["Request", "finished_receipt", "run"]
 
@@ -66,7 +76,9 @@ def run(
         _ = source.total_rows  # bad input is refused before there is an output of it, or none left
     anew = request.restart or request.retry_failed
     previous, identity = _reused(config, request, None if anew else state)
-    deciding = {**config.deciding(), "--reuse": identity}
+    if config.is_embedded and not config.endpoint_chosen:
+        _log.warning(NOBODY_CHOSE)
+    deciding = {**config.deciding(), "endpoint.embedded": config.is_embedded, "--reuse": identity}
     rows = min(source.total_rows, request.limit_rows or source.total_rows)
     fingerprint = Fingerprint(list(source.files), request.limit_rows, deciding)
     if shard is not None:

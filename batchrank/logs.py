@@ -3,6 +3,8 @@
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -11,12 +13,32 @@ log = logging.getLogger("batchrank")
 
 def log_to_stderr(log_format: str, level: str) -> None:
     """Have everything from `level` on written, as "text" or as "json"."""
-    handler = _StandardError()
-    plain = logging.Formatter("batchrank: %(message)s")
-    handler.setFormatter(_JsonLines() if log_format == "json" else plain)
-    log.handlers = [handler]
+    log.handlers = [_to_stderr(_JsonLines() if log_format == "json" else _plain)]
     log.propagate = False
     log.setLevel(level.upper())
+
+
+@contextmanager
+def warnings_to_stderr() -> Iterator[None]:
+    """Show warnings as the command does, for a program that has arranged no logging of its own."""
+    handler = _to_stderr(_plain)
+    if log.hasHandlers():
+        yield
+        return
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+_plain = logging.Formatter("batchrank: %(message)s")
+
+
+def _to_stderr(form: logging.Formatter) -> logging.Handler:
+    handler = _StandardError()
+    handler.setFormatter(form)
+    return handler
 
 
 class _StandardError(logging.StreamHandler[TextIO]):

@@ -12,7 +12,7 @@ from batchrank.findings import findings
 from batchrank.inspection import Status, status
 from batchrank.output import check_place
 from batchrank.receipt import PAGE
-from batchrank.report import clock, money
+from batchrank.report import clock, money, scorer_line
 from batchrank.sections import Totals
 from batchrank.series import Kept, read_series
 from batchrank.sink import write_whole
@@ -95,14 +95,15 @@ def _totals(state: Status, out: Path) -> Totals:
 
 def _heading(out: Path, state: Status) -> str:
     receipt = state.receipt
-    model = f"{receipt.config['endpoint']['model']}, " if receipt is not None else ""
+    told = [words for one in (receipt or state.progress,) if one for _, words in scorer_line(one)]
+    scored_by = "".join(f'<p class="under">scored by {escape(words)}</p>' for words in told)
     began = f", last session begun {receipt.started}" if receipt is not None else ""
     message = (
         f'<p class="message">{escape(receipt.message)}</p>' if receipt and receipt.message else ""
     )
     return (
         f"<h1>{escape(out.resolve().name)}</h1>"
-        f'<p class="under">{escape(f"{model}{state.state}{began}")}</p>{message}'
+        f'<p class="under">{escape(f"{state.state}{began}")}</p>{scored_by}{message}'
     )
 
 
@@ -117,8 +118,8 @@ def _cards(totals: Totals, seconds: float) -> str:
         ("tokens billed", _short(totals.tokens_billed), f"{totals.tokens_billed:,}"),
         (
             "cost",
-            money(totals.cost_usd, True),
-            "" if totals.cost_is_real else "at the hosted price; local, so free",
+            money(totals.cost_usd, True) if totals.cost_is_real else "free",
+            "" if totals.cost_is_real else f"{money(totals.cost_usd, True)} at the hosted price",
         ),
         ("time at work", clock(seconds), ""),
     ]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from batchrank.providers import EMBEDDED_SCORER
 from batchrank.report import Progress, clock, money
 
 
@@ -85,7 +86,8 @@ def _figures(progress: Progress, width: int) -> str:
     figures = {
         "rate": f"{progress.requests_per_second:,.1f} requests/s",
         "tokens": f"{progress.tokens:,} tokens",
-        "cost": money(progress.cost_usd, True),
+        # A rehearsal costs nothing, and dollars on a bar are taken for dollars.
+        "cost": "" if progress.scorer == EMBEDDED_SCORER else money(progress.cost_usd, True),
         "until": "" if progress.finish_by is None else f"until {progress.finish_by}",
         "left": "" if left is None else f"{clock(left)} left",
     }

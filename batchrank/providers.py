@@ -18,6 +18,9 @@ from batchrank.wire.fields import MODEL_STUDIO, Fields
 UNLIMITED_TOKENS = 1_000_000_000
 """Tokens of a request where no limit is known: what the documents' own limits leave is sent."""
 
+EMBEDDED_SCORER = "embedded rehearsal scorer"
+"""The name, in everything that a person reads, of what scores where `run` starts the server."""
+
 LISTWISE = ("jina-reranker-v3",)
 """Models whose score of a document depends on the others in the request, wherever they are served
 (instructkr/reranker-simple-benchmark#34)."""

@@ -29,7 +29,8 @@ LIMITED_BY = {
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """A run's figures at an instant, sessions before this one included, but for the times.
 
-    `seconds` is this session's; `requests_per_second` its mean over the last moments.
+    `scorer` is the model, or the embedded one. `seconds` is this session's; `requests_per_second`
+    its mean over the last moments.
     """
 
     rows: int
@@ -42,6 +43,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_second: float
     seconds_left: float | None
     finish_by: str | None = None
+    provider: str = ""
+    scorer: str = ""
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -115,6 +118,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     pairs_reused: int = 0
     rows_reused: int = 0
     estimate_is_exact: bool = False
+    provider: str = ""
+    scorer: str = ""
 
 
 LIVE = "live.json"
@@ -171,6 +176,7 @@ def summary(receipt: Receipt, out: str) -> str:
     unknown = f", {receipt.possibly_paid:,} of unknown outcome" if receipt.possibly_paid else ""
     lines = [
         ("rows", f"{receipt.rows:,}: {', '.join(rows)}"),
+        *scorer_line(receipt),
         ("requests", f"{receipt.requests:,}{resent}{unknown}"),
         *reused_line(receipt.pairs_reused, receipt.rows_reused),
         ("tokens", f"{receipt.tokens_billed:,} billed, {estimate}"),
@@ -197,12 +203,18 @@ def estimate_words(tokens: int, exact: bool) -> str:
 def left_words(left: Left) -> str:
     """What is left, in words."""
     about = []
-    if left.requests is not None and left.tokens is not None and left.cost_usd is not None:
+    if left.requests is not None and left.tokens is not None:
         about += [f"{left.requests:,} requests", f"{left.tokens:,} tokens"]
+    if left.cost_usd is not None:
         about.append(money(left.cost_usd, True))
     if left.seconds is not None:
         about.append(f"{clock(left.seconds)} at this pace")
     return f"{left.rows:,} rows" + (f", about {', '.join(about)}" if about else "")
+
+
+def scorer_line(of: Progress | Receipt) -> list[tuple[str, str]]:
+    """What gave the scores, in words; no line where an earlier version did not keep it."""
+    return [("scored by", f"{of.scorer} (provider {of.provider})")] if of.scorer else []
 
 
 def reused_line(pairs: int, rows: int) -> list[tuple[str, str]]:

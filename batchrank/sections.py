@@ -12,7 +12,7 @@ import msgspec
 from batchrank.charts import bars, lines, table
 from batchrank.findings import FINE, Findings
 from batchrank.inspection import Status
-from batchrank.report import clock, estimate_words, money
+from batchrank.report import clock, estimate_words, money, scorer_line
 from batchrank.series import Kept, Point, joined, percentile
 
 _BARS = 40
@@ -131,9 +131,11 @@ def spending(totals: Totals) -> str:
     rows.append(("cost", money(totals.cost_usd, totals.cost_is_real)))
     if totals.rows_done:
         per_row = totals.cost_usd / totals.rows_done
-        rows.append(("cost of 1,000 rows", money(per_row * 1000, True)))
+        rows.append(("cost of 1,000 rows", money(per_row * 1000, totals.cost_is_real)))
         if totals.rows_done < totals.rows:
-            rows.append(("cost of all rows at that", money(per_row * totals.rows, True)))
+            rows.append(
+                ("cost of all rows at that", money(per_row * totals.rows, totals.cost_is_real))
+            )
     if totals.possibly_paid:
         rows.append(("requests that may be billed too", f"{totals.possibly_paid:,}"))
     return table(rows)
@@ -206,9 +208,12 @@ def configuration(state: Status) -> str:
         return "<p>The run has no receipt yet.</p>"
     receipt = state.receipt
     rows = [
-        (f"{section}.{name}", str(value))
-        for section, values in receipt.config.items()
-        for name, value in values.items()
+        *scorer_line(receipt),
+        *(
+            (f"{section}.{name}", str(value))
+            for section, values in receipt.config.items()
+            for name, value in values.items()
+        ),
     ]
     rows += [(f"input: {file.name}", f"{file.rows:,} rows") for file in receipt.input]
     libraries = ", ".join(f"{name} {version}" for name, version in receipt.libraries.items())

@@ -74,7 +74,7 @@ class PartRecord(msgspec.Struct, frozen=True):
 class Sink:
     """Writes the parts of one output folder; `beside` is the folder for files not yet whole. With
     `request_ids`, which answers a row's scores are from is a column; `reusing`: another says which
-    scores an earlier run has given.
+    scores an earlier run has given. `provenance` goes into every footer.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class Sink:
         compression: str,
         request_ids: bool = False,
         reusing: bool = False,
+        provenance: Mapping[str, str] | None = None,
     ) -> None:
         self._folder = folder
         self._beside = beside
@@ -95,6 +96,7 @@ class Sink:
         self._compression = compression
         self._request_ids = request_ids
         self._reusing = reusing
+        self._provenance = provenance or {}
 
     def name(self, part: int) -> str:
         """The file name of a part."""
@@ -144,7 +146,8 @@ class Sink:
         memory does not follow the size of a part.
         """
         stream = pa.BufferOutputStream()
-        metadata = {_METADATA: msgspec.json.encode(counts)}
+        own = {name.encode(): value.encode() for name, value in self._provenance.items()}
+        metadata = {_METADATA: msgspec.json.encode(counts), **own}
         schema = self._block([], kept.slice(0, 0)).schema.with_metadata(metadata)
         with pq.ParquetWriter(stream, schema, compression=self._compression) as writer:
             for start, stop in _blocks(rows):

@@ -51,6 +51,10 @@ class Standing:
             compression=config.output.compression,
             request_ids=config.endpoint.unite_rows,
             reusing=reusing,
+            provenance={
+                "batchrank_provider": config.endpoint.provider,
+                "batchrank_scorer": config.scorer,
+            },
         )
         self._side_files = SideFiles(claim.folder, claim.beside)
         if self._reusable:

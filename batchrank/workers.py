@@ -11,6 +11,7 @@ import msgspec
 
 from batchrank.claim import Fingerprint, marked_in
 from batchrank.places import Place
+from batchrank.providers import EMBEDDED_SCORER
 from batchrank.receipt import read_receipt, receipt_in
 from batchrank.report import LIVE, Progress, read_live
 from batchrank.series import Kept, read_series, together
@@ -72,6 +73,10 @@ def sum_of(workers: Sequence[Worker], marked: Fingerprint, *, bills: bool) -> Pr
         seconds=0.0,
         requests_per_second=sum(worker.requests_per_second for worker in running),
         seconds_left=max(known) if known and len(known) == len(left) else None,
+        provider=str(marked.config["endpoint.provider"]),
+        scorer=EMBEDDED_SCORER
+        if marked.config.get("endpoint.embedded")
+        else str(marked.config["endpoint.model"]),
     )
 
 

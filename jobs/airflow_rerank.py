@@ -27,7 +27,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 AGAIN = (74, 75, 143)  # the disk, or the endpoint, or another run was in the way; SIGTERM
 RETRY_SECONDS = float(os.environ.get("BATCHRANK_RETRY_SECONDS", "300"))
 TRIES = {"retries": 3, "retry_delay": timedelta(seconds=RETRY_SECONDS)}
-PARAMS = {"rows": "rows/{date}/*.parquet", "scores": "scores/{date}", "config": ""}
+PARAMS = {"rows": "rows/{date}/*.parquet", "scores": "scores/{date}", "config": "", "provider": ""}
 FIGURES = ("rows", "rows_scored", "rows_failed", "requests", "tokens_billed", "cost_usd")
 
 
@@ -57,11 +57,24 @@ def batchrank(*arguments: str) -> str:
     return printed
 
 
+def endpoint(params: dict[str, str]) -> list[str]:
+    """The options that choose an endpoint: without any, rows would only be rehearsed."""
+    given = [("-c", params["config"]), ("--provider", params["provider"])]
+    options = [word for option, value in given if value for word in (option, value)]
+    if not options:
+        raise AirflowFailException(
+            "nobody chose an endpoint: set the parameter config (a file that sets "
+            "endpoint.provider) or provider."
+        )
+    return options
+
+
 @task
 def shards(params: dict[str, str], dag_run: Any) -> list[dict[str, str]]:
     """The input files of the date, each with its output."""
     day = f"{dag_run.logical_date or dag_run.run_after:%Y-%m-%d}"
     rows, scores = (params[name].replace("{date}", day) for name in ("rows", "scores"))
+    endpoint(params)
     files = sorted(glob(rows))
     if not files:
         raise AirflowFailException(f"{rows} matches no file.")
@@ -72,8 +85,7 @@ def shards(params: dict[str, str], dag_run: Any) -> list[dict[str, str]]:
 @task(max_active_tis_per_dag=1, multiple_outputs=False)
 def rerank(shard: dict[str, str], params: dict[str, str]) -> dict[str, Any]:
     """Score one file; where its scores are, and its figures."""
-    how = ["--summary", "json", "--log-level", "info"]
-    how += ["-c", params["config"]] if params["config"] else []
+    how = ["--summary", "json", "--log-level", "info", *endpoint(params)]
     receipt = json.loads(batchrank("run", shard["rows"], "-o", shard["scores"], *how))
     return {name: receipt[name] for name in FIGURES} | {"scores": shard["scores"]}
 

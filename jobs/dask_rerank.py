@@ -29,7 +29,7 @@ from distributed.comm.addressing import get_address_host
 from distributed.utils import get_ip
 
 from batchrank.claim import marked_in
-from batchrank.config import JobConfig, coordinator_key, load
+from batchrank.config import JobConfig, coordinator_key, load_for_job
 from batchrank.coordinator import LeaseApi, is_loopback, serving
 from batchrank.dispatch import DRAIN_SECONDS
 from batchrank.ending import finish
@@ -179,6 +179,7 @@ def worst(ended: Iterable[Ended]) -> Ended:
 @click.argument("rows")
 @click.argument("scores")
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="A TOML file; see configs/.")
+@click.option("--provider", help="Whom to ask, where no configuration says so.")
 @click.option("--address", help="A scheduler, such as tcp://head:8786.  [default: processes here]")
 @click.option("--workers", type=click.IntRange(1), default=4, help="Processes here.  [default: 4]")
 @click.option("--shards", type=click.IntRange(1), help="[default: as begun, else the workers]")
@@ -187,6 +188,7 @@ def dask_rerank(
     rows: str,
     scores: str,
     config: Path | None,
+    provider: str | None,
     address: str | None,
     workers: int,
     shards: int | None,
@@ -194,7 +196,7 @@ def dask_rerank(
 ) -> None:
     """Score ROWS into SCORES on the workers of a Dask cluster."""
     try:
-        settings = load(config, {})
+        settings = load_for_job(config, provider)
         with heard(), connected(address, workers) as client, bar() as draw:
             count = shards or begun_in(scores) or workers_of(client)
             where = state_dir and state_dir.absolute()

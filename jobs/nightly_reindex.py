@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from batchrank.config import load
+from batchrank.config import load_for_job
 from batchrank.deadline import deadline
 from batchrank.errors import BatchrankError
 from batchrank.job import Request, run
@@ -24,6 +24,7 @@ from batchrank.job import Request, run
 @click.argument("rows", type=click.Path(path_type=Path))
 @click.argument("scores", type=click.Path(path_type=Path))
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="A TOML file; see configs/.")
+@click.option("--provider", help="Whom to ask, where no configuration says so.")
 @click.option("--date", "day", default=lambda: date.today().isoformat(), help="[default: today]")
 @click.option("--max-cost", type=float, help="Stop (4) before the bill could pass so many dollars.")
 @click.option("--finish-by", metavar="HH:MM", help="Stop (4) so as to be gone by this time.")
@@ -33,6 +34,7 @@ def nightly_reindex(
     rows: Path,
     scores: Path,
     config: Path | None,
+    provider: str | None,
     day: str,
     max_cost: float | None,
     finish_by: str | None,
@@ -51,6 +53,7 @@ def nightly_reindex(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--finish-by") from None
     try:
+        settings = load_for_job(config, provider)
         request = Request(
             inputs=[str(rows / day)],
             out=scores / day,
@@ -59,7 +62,7 @@ def nightly_reindex(
             priority_column=priority_column,
             reuse=earlier_night(scores, day) if reuse else None,
         )
-        receipt = run(load(config, {}), request, lambda progress: None)
+        receipt = run(settings, request, lambda progress: None)
     except BatchrankError as error:
         click.echo(f"nightly_reindex {day}: {error}", err=True)
         raise SystemExit(error.code) from error

@@ -101,7 +101,8 @@ def test_both_dialects_give_the_same_scores(source: Path, oracle: Path, tmp_path
                 DASHSCOPE_API_KEY=KEY,
             )
             assert (done.returncode, done.stderr) == (0, "")
-            assert part_bytes(tmp_path / provider) == part_bytes(oracle)
+            # The footers alone differ: they name the provider.
+            assert output(tmp_path / provider).equals(output(oracle))
 
 
 def test_the_default_provider_starts_its_own_server_and_gives_the_same_every_time(
@@ -110,6 +111,6 @@ def test_the_default_provider_starts_its_own_server_and_gives_the_same_every_tim
     source = written(tmp_path / "in.parquet", table(5, tag="embedded"))
     for name in ("one", "two"):
         done = program("run", source, "-o", tmp_path / name)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert part_bytes(tmp_path / "one") == part_bytes(tmp_path / "two")
     assert output(tmp_path / "one").column("status").to_pylist() == ["scored"] * 5
