@@ -263,7 +263,10 @@ def _reuse_words(before: str | None, now: str | None) -> str:
         return "begun without --reuse; go on without it."
     if now is None:
         return "begun with --reuse; give the same earlier output again to go on."
-    return "begun with --reuse of another output, or before that changed; give the same to go on."
+    return (
+        "begun with --reuse of another output, in another order, or before that changed; give the "
+        "same to go on."
+    )
 
 
 def _check_files(

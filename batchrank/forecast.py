@@ -20,7 +20,7 @@ from batchrank.planning import Planner
 from batchrank.pricing import Price
 from batchrank.records import PlannedRow, RequestPlan
 from batchrank.report import clock, money, reused_line
-from batchrank.request import columns_of, planner_of
+from batchrank.request import check_rows, columns_of, planner_of
 from batchrank.reuse import Reuse, opened
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.source import Source
@@ -96,17 +96,20 @@ def forecast(
     *,
     limit_rows: int = 0,
     sample: int = 0,
-    reuse: Place | None = None,
+    reuse: Sequence[Place] = (),
     reuse_rows_only: bool = False,
+    min_rows: int = 0,
+    allow_empty: bool = False,
 ) -> Forecast:
     """Plan the input (`sample` rows of it, if not 0), without what `reuse` has scored. Raises as
-    reading does.
+    reading does, and `InputBad` for an input that is smaller than it may be.
     """
     source = open_inputs(inputs, columns_of(config))
+    check_rows(inputs.paths, source, min_rows=min_rows, allow_empty=allow_empty)
     rows = min(source.total_rows, limit_rows or source.total_rows)
     planner = planner_of(config, exact=True)
-    previous = None if reuse is None else opened(reuse, config, rows_only=reuse_rows_only)
-    known = Digests(config.scoring()).named if previous is None else Reuse(config, previous)
+    previous = [opened(one, config, rows_only=reuse_rows_only) for one in reuse]
+    known = Reuse(config, previous) if previous else Digests(config.scoring()).named
     if not sample or sample >= rows:
         totals = _sum(_groups(config, source, planner, known, 0, rows))
         return _figures(config, totals, None, None)

@@ -5,7 +5,7 @@ in a notebook. Ctrl-C, or a notebook's stop button, ends it as it ends the comma
 be gone on with where `out` was given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from os import PathLike
@@ -40,9 +40,11 @@ def rerank(
     corpus: Any = None,
     out: str | Path | None = None,
     state_dir: str | Path | None = None,
-    reuse: str | Path | None = None,
+    reuse: str | Path | Sequence[str | Path] | None = None,
     reuse_rows_only: bool = False,
     limit_rows: int = 0,
+    min_rows: int = 0,
+    allow_empty: bool = False,
     max_cost_usd: float | None = None,
     progress: bool = True,
     **settings: Any,
@@ -50,14 +52,13 @@ def rerank(
     """Score a frame (polars, pyarrow, pandas), or files by their path, and return the output.
 
     `settings` are keys of the configuration by their names: provider="dashscope", top_n=10.
-    `queries` and `corpus` go beside a run of ids; `reuse` is an earlier output. Rows that failed
+    `queries` and `corpus` go beside a run of ids; `reuse` is an earlier output, or several.
+    An input with fewer than `min_rows`, or none unless `allow_empty`, is refused. Rows that failed
     are in the output, with their reason in `error`. With `out` the scores are kept there too, and
     the same call goes on where an earlier one stopped; without it they are gone when the call
     fails. Raises `BatchrankError`.
     """
-    if reuse is not None and not isinstance(reuse, str | PathLike):
-        raise TypeError("reuse is the folder of an earlier output; keep one with out=…")
-    if reuse_rows_only and reuse is None:
+    if reuse_rows_only and not reuse:
         raise ValueError("reuse_rows_only needs reuse, the folder of an earlier output")
     with TemporaryDirectory(prefix="batchrank-") as scratch:
         folder = place(str(out)) if out is not None else Path(scratch) / "out"
@@ -67,9 +68,11 @@ def rerank(
             corpus=None if corpus is None else _path(corpus, Path(scratch), "corpus"),
             out=folder,
             state_dir=None if state_dir is None else Path(state_dir),
-            reuse=None if reuse is None else place(str(reuse)),
+            reuse=_places(reuse),
             reuse_rows_only=reuse_rows_only,
             limit_rows=limit_rows,
+            min_rows=min_rows,
+            allow_empty=allow_empty,
             max_cost_usd=max_cost_usd,
             max_failed_rows=1 << 62,
         )
@@ -87,11 +90,13 @@ def run(
     queries: str | Path | None = None,
     corpus: str | Path | None = None,
     state_dir: str | Path | None = None,
-    reuse: str | Path | None = None,
+    reuse: str | Path | Sequence[str | Path] | None = None,
     reuse_rows_only: bool = False,
     restart: bool = False,
     retry_failed: bool = False,
     limit_rows: int = 0,
+    min_rows: int = 0,
+    allow_empty: bool = False,
     max_cost_usd: float | None = None,
     max_failed_rows: int = 0,
     max_partial_rows: int | None = None,
@@ -114,11 +119,13 @@ def run(
         corpus=None if corpus is None else str(corpus),
         out=place(str(out)),
         state_dir=None if state_dir is None else Path(state_dir),
-        reuse=None if reuse is None else place(str(reuse)),
+        reuse=_places(reuse),
         reuse_rows_only=reuse_rows_only,
         restart=restart,
         retry_failed=retry_failed,
         limit_rows=limit_rows,
+        min_rows=min_rows,
+        allow_empty=allow_empty,
         max_cost_usd=max_cost_usd,
         max_failed_rows=max_failed_rows,
         max_partial_rows=max_partial_rows,
@@ -163,6 +170,16 @@ def _configured(config: Configuration, settings: Mapping[str, Any]) -> JobConfig
     if chosen or load(None, over).endpoint_chosen:
         return loaded
     return msgspec.structs.replace(loaded, endpoint_chosen=False)
+
+
+def _places(reuse: str | Path | Sequence[str | Path] | None) -> list[Place]:
+    """Return the earlier outputs that an argument names: one, several or none."""
+    given = [reuse] if isinstance(reuse, str | PathLike) else [] if reuse is None else reuse
+    if not isinstance(given, list | tuple) or not all(isinstance(x, str | PathLike) for x in given):
+        raise TypeError(
+            "reuse is the folder of an earlier output (or several); keep one with out=…"
+        )
+    return [place(str(one)) for one in given]
 
 
 def _path(source: Any, folder: Path, name: str) -> str:

@@ -13,14 +13,15 @@ from msgspec.structs import replace
 
 from batchrank.claim import Claim, Fingerprint, claimed, state_of
 from batchrank.config import JobConfig, check_coordinator, check_price, key_of
+from batchrank.earlier import Previous
 from batchrank.ending import finished_by
 from batchrank.errors import ConfigInvalid, InputBad, InputMissing, OutputUnusable
 from batchrank.places import Place, is_same
 from batchrank.providers import EMBEDDED_SCORER
 from batchrank.receipt import RECEIPT, read_receipt
 from batchrank.report import Progress, Receipt
-from batchrank.request import Request, allowed_by, columns_of
-from batchrank.reuse import Previous, opened
+from batchrank.request import Request, allowed_by, check_rows, columns_of
+from batchrank.reuse import identity_of, opened
 from batchrank.session import Connect, InLoop, Session
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.shards import Shard, shard_of, share_of
@@ -72,8 +73,8 @@ def run(
     state = state_of(request.out, request.state_dir, shard)
     inputs = Inputs(request.inputs, request.queries, request.corpus)
     source = open_inputs(inputs, columns_of(config, request.priority_column))
-    if request.restart or not state.exists():
-        _ = source.total_rows  # bad input is refused before there is an output of it, or none left
+    # Bad input is refused before there is an output of it, or none left.
+    check_rows(request.inputs, source, min_rows=request.min_rows, allow_empty=request.allow_empty)
     anew = request.restart or request.retry_failed
     previous, identity = _reused(config, request, None if anew else state)
     if config.is_embedded and not config.endpoint_chosen:
@@ -103,22 +104,20 @@ def _claimed(
 
 def _reused(
     config: JobConfig, request: Request, state: Path | None
-) -> tuple[Previous | None, str | None]:
-    """The earlier output whose scores are to be taken, and what it is known by. With a `state` it
-    may be gone by now, if the output is finished.
+) -> tuple[list[Previous], str | None]:
+    """Open the earlier outputs whose scores are to be taken; also return what they are known by.
+    With a `state` they may be gone by now, if the output is finished.
     """
-    if request.reuse is None:
-        return None, None
-    if is_same(request.reuse, request.out):
+    if any(is_same(one, request.out) for one in request.reuse):
         raise ConfigInvalid(f"{request.out}: is to be reused and written; --reuse names another.")
     try:
-        previous = opened(request.reuse, config, rows_only=request.reuse_rows_only)
+        previous = [opened(one, config, rows_only=request.reuse_rows_only) for one in request.reuse]
     except (InputMissing, InputBad):
         done = None if state is None else begun_of_finished(request.out, state)
         if done is None:
             raise
-        return None, done.config.get("--reuse")
-    return previous, previous.identity
+        return [], done.config.get("--reuse")
+    return previous, identity_of(previous)
 
 
 def finished_receipt(out: Place) -> Receipt:

@@ -1,6 +1,6 @@
 """The options that `run` and `plan` share: those of the configuration, and what to read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,14 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--keep", multiple=True, metavar="COLUMN", help="Keep a column. Repeatable."),
         click.option("--limit", type=click.IntRange(1), metavar="ROWS", help="Only the first."),
+        click.option(
+            "--min-rows",
+            type=click.IntRange(0),
+            default=0,
+            metavar="N",
+            help="Refuse (65) an input with fewer rows.",
+        ),
+        click.option("--allow-empty", is_flag=True, help="Take an input without rows as it is."),
         click.option(
             "--allow-insecure-http", is_flag=True, help="Send over http:// to another machine."
         ),
@@ -112,7 +120,9 @@ _REUSE = (
     click.option(
         "--reuse",
         metavar="PREVIOUS_OUT",
-        help="Take from an earlier output the scores of pairs that have not changed.",
+        multiple=True,
+        help="Take the scores of pairs that have not changed from an earlier output. Repeatable: "
+        "the first that has a pair counts.",
     ),
     click.option(
         "--reuse-rows-only",
@@ -129,9 +139,9 @@ def reusing(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def check_reuse(reuse: str | None, rows_only: bool) -> None:
+def check_reuse(reuse: Sequence[str], rows_only: bool) -> None:
     """Raises `UsageError` where the one is given without the other."""
-    if rows_only and reuse is None:
+    if rows_only and not reuse:
         raise click.UsageError("--reuse-rows-only needs --reuse PREVIOUS_OUT.")
 
 

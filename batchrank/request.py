@@ -8,15 +8,18 @@ import msgspec
 from batchrank.config import JobConfig
 from batchrank.deadline import Deadline
 from batchrank.ending import Allowed
+from batchrank.errors import InputBad
 from batchrank.link import encode
 from batchrank.places import Place
 from batchrank.planning import Planner
 from batchrank.schema import Columns
+from batchrank.source import Source
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is asked besides its configuration. `limit_rows` 0: all rows. `shard` (i, N): do
-    the i-th of N workers' share, counted from 0.
+    """What a run is asked besides its configuration. `limit_rows` 0: all rows. An input with fewer
+    than `min_rows`, or none unless `allow_empty`, is refused. `shard` (i, N): do the i-th of N
+    workers' share, counted from 0.
     """
 
     inputs: Sequence[str]
@@ -24,10 +27,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     corpus: str | None = None
     out: Place
     state_dir: Path | None = None
-    reuse: Place | None = None
+    reuse: Sequence[Place] = ()
     reuse_rows_only: bool = False
     restart: bool = False
     limit_rows: int = 0
+    min_rows: int = 0
+    allow_empty: bool = False
     max_cost_usd: float | None = None
     max_failed_rows: int = 0
     max_partial_rows: int | None = None
@@ -41,6 +46,22 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 def allowed_by(request: Request) -> Allowed:
     """Return how many rows of a run may fail or be partial."""
     return Allowed(request.max_failed_rows, request.max_partial_rows)
+
+
+def check_rows(inputs: Sequence[str], source: Source, *, min_rows: int, allow_empty: bool) -> None:
+    """Refuse an input that is smaller than it may be. Raises `InputBad`."""
+    rows = source.total_rows
+    name = inputs[0] + (f" and {len(inputs) - 1:,} more" if len(inputs) > 1 else "")
+    if rows < min_rows:
+        raise InputBad(
+            f"{name}: the input has {rows:,} rows, fewer than --min-rows {min_rows:,}. Nothing was "
+            "sent. Is what writes it done?"
+        )
+    if not rows and not allow_empty:
+        raise InputBad(
+            f"{name}: the input has no rows. Nothing was sent. Is what writes it done? Pass "
+            "--allow-empty if it may be empty."
+        )
 
 
 def columns_of(config: JobConfig, priority: str | None = None) -> Columns:

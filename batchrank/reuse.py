@@ -1,23 +1,14 @@
 """What an earlier run has scored already, looked up row by row: `run --reuse PREVIOUS_OUT`.
 
-The index is one array of 8 bytes for each earlier row, sorted: the upper bits of its query's name,
-and below them the row's number. Whatever the upper bits let through is compared by the whole name.
-Digests and scores stay in the side files, of which the batch last read is kept: rows in the order
-of the earlier run are read through once, any other order costs a read for each row.
-
-Nothing damaged is ever used: what cannot be read, or is not what was written, is scored again.
+Several earlier outputs may be given. Each pair takes its score from the first that has it. How the
+rows of one are found is told in `earlier`.
 """
 
 import logging
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Sequence
+from functools import partial
 from math import nan
-from pathlib import Path
-from shutil import copyfileobj, rmtree
-from tempfile import mkdtemp
-from weakref import finalize
 
 import msgspec
 import numpy as np
@@ -25,41 +16,15 @@ import xxhash
 
 from batchrank.config import JobConfig
 from batchrank.digests import Digests
+from batchrank.earlier import EarlierRows, Found, Previous
 from batchrank.errors import ConfigInvalid, InputBad, InputMissing, StorageFailed
-from batchrank.pairs import (
-    DAMAGE,
-    VERSION,
-    Block,
-    SideFile,
-    Stored,
-    begun,
-    days_of,
-    listed,
-)
+from batchrank.pairs import DAMAGE, VERSION, SideFile, begun, days_of, listed
 from batchrank.places import Place, Remote, plain
 from batchrank.records import Pairs, Row
-from batchrank.shapes.spill import spill_folder
+from batchrank.score_table import Table, list_key, tabulate_lists, tabulate_pairs
 from batchrank.sink import REUSED, SUCCESS
 
 _log = logging.getLogger(__name__)
-
-_OPEN_FILES = 32
-_OPEN_BLOCKS = 16
-_MOST_ROWS = 1000
-"""Of one query in the earlier run, so many rows are looked at: the first."""
-
-
-class Previous(msgspec.Struct, frozen=True, kw_only=True):
-    """An earlier output: its side files that can be opened and the rows of each. `identity` changes
-    with anything that decides what will be reused.
-    """
-
-    out: Place
-    files: Sequence[Place]
-    rows: Sequence[int]
-    begun: int
-    rows_only: bool
-    identity: str
 
 
 def opened(out: Place, config: JobConfig, *, rows_only: bool) -> Previous:
@@ -107,6 +72,11 @@ def opened(out: Place, config: JobConfig, *, rows_only: bool) -> Previous:
     )
 
 
+def identity_of(previous: Sequence[Previous]) -> str | None:
+    """Return what earlier outputs, in their order, are known by; None where there are none."""
+    return ", then ".join(one.identity for one in previous) or None
+
+
 def _foot(path: Place) -> tuple[int, str] | None:
     try:
         foot = SideFile(path).foot
@@ -128,18 +98,27 @@ def _warn_of_gaps(out: Place, files: int) -> None:
 
 
 class Reuse:
-    """Tells rows what `previous` has scored of them."""
+    """Tells rows what earlier outputs have scored of them."""
 
-    def __init__(self, config: JobConfig, previous: Previous) -> None:
+    def __init__(self, config: JobConfig, previous: Sequence[Previous]) -> None:
         self._digests = Digests(config.scoring())
         self._lists = config.endpoint.scores_lists
         self._previous = previous
-        self._index: _Index | None = None
+        self._rows_only = any(one.rows_only for one in previous)
+        self._earlier: list[EarlierRows] = []
+
+    @property
+    def rows_read(self) -> int:
+        """How many earlier rows have been read, each as often as it was."""
+        return sum(one.rows_read for one in self._earlier)
 
     def prepare(self) -> None:
-        """Read the earlier output's index: seconds for millions of rows."""
-        if self._index is None:
-            self._index = _Index(self._previous)
+        """Read the index of each earlier output: seconds for millions of rows."""
+        tabulate = tabulate_pairs
+        if self._rows_only:
+            tabulate = partial(tabulate_lists, ordered=self._lists)
+        if not self._earlier:
+            self._earlier = [EarlierRows(one, tabulate) for one in self._previous]
 
     def __call__(self, row: Row) -> Row:
         """The row with the names of its pairs and the scores that are known."""
@@ -147,32 +126,47 @@ class Reuse:
         if not any(pairs.texts):
             return Row(row.index, row.query, row.texts, None, pairs)
         self.prepare()
-        assert self._index is not None
-        earlier = self._index.rows(pairs.query)
-        taken = self._whole if self._previous.rows_only else _each
-        scores, since, together = taken(pairs.texts, earlier) if earlier.rows else _NOTHING
+        scores, since, together = self._known(pairs)
         if not any(since):
             return Row(row.index, row.query, row.texts, None, pairs)
         pairs = Pairs(pairs.query, pairs.texts, since, together)
         return Row(row.index, row.query, row.texts, scores, pairs)
 
-    def _whole(self, texts: "array[int]", earlier: "_Earlier") -> "_Taken":
+    def _known(self, pairs: Pairs) -> "_Taken":
+        """The scores that any earlier output has, of the first that has each."""
+        known = _NOTHING
+        for earlier in self._earlier:
+            found = earlier.find(pairs.query)
+            if not found.rows:
+                continue
+            if self._rows_only:
+                known = self._whole(pairs.texts, earlier, found)
+                if any(known[1]):
+                    break
+                continue
+            more = _each(pairs.texts, earlier, found)
+            known = _both(known, more) if any(known[1]) else more
+            if known[1] and known[1].count(0) == pairs.texts.count(0):
+                break
+        return known
+
+    def _whole(self, texts: "array[int]", earlier: EarlierRows, found: Found) -> "_Taken":
         """The scores of an earlier row of the same texts, all of one answer: the latest."""
+        key = np.array([list_key(texts, ordered=self._lists)], np.uint64)
+        (number,), (day,) = earlier.table(found).find(key)
+        one = earlier.row(int(number), found.query) if day else None
         kind = list if self._lists else set
-        asked = kind(filter(None, texts))
-        fitting = [
-            one
-            for one in earlier.rows
-            if one.together and one.complete and kind(filter(None, one.texts)) == asked
-        ]
-        if not fitting:
+        if one is None or kind(filter(None, one.texts)) != kind(filter(None, texts)):
             return _NOTHING
-        latest = max(fitting, key=lambda one: max(one.since, default=0))
         if not self._lists:
-            return (*_matched(texts, _Earlier([latest])), True)
-        given = iter([pair for pair in zip(latest.scores, latest.since, strict=True) if pair[1]])
+            return (*_matched(texts, tabulate_pairs([(0, one)])), True)
+        given = iter([pair for pair in zip(one.scores, one.since, strict=True) if pair[1]])
         pairs = [next(given) if text else _UNKNOWN for text in texts]
-        return (*_apart(pairs), True)
+        return (
+            array("d", [score for score, _ in pairs]),
+            array("H", [day for _, day in pairs]),
+            True,
+        )
 
 
 _Taken = tuple["array[float]", "array[int]", bool]
@@ -180,130 +174,29 @@ _NOTHING: _Taken = array("d"), array("H"), False
 _UNKNOWN = (nan, 0)
 
 
-class _Earlier:
-    """The earlier rows of a query, in their order."""
-
-    def __init__(self, rows: Sequence[Stored]) -> None:
-        self.rows = rows
-
-    @cached_property
-    def best(self) -> dict[int, tuple[float, int]]:
-        """The score of each of their pairs, of the latest day, the first of a day."""
-        best: dict[int, tuple[float, int]] = {}
-        for one in self.rows:
-            for text, score, day in zip(one.texts, one.scores, one.since, strict=True):
-                if day > best.get(text, _UNKNOWN)[1]:
-                    best[text] = score, day
-        return best
-
-
-def _each(texts: "array[int]", earlier: _Earlier) -> _Taken:
+def _each(texts: "array[int]", earlier: EarlierRows, found: Found) -> _Taken:
     """The score of each pair that any of these rows has."""
-    if len(earlier.rows) == 1 and earlier.rows[0].texts == texts:  # nearly every row
-        (one,) = earlier.rows
-        return one.scores, one.since, one.together and one.complete
-    return (*_matched(texts, earlier), False)
+    if found.rows == 1:  # nearly every row
+        (number,) = earlier.numbers(found)
+        one = earlier.row(number, found.query)
+        if one is None:
+            return _NOTHING
+        if one.texts == texts:
+            return one.scores, one.since, one.together and one.complete
+        return (*_matched(texts, tabulate_pairs([(0, one)])), False)
+    return (*_matched(texts, earlier.table(found)), False)
 
 
-def _matched(texts: "array[int]", earlier: _Earlier) -> "tuple[array[float], array[int]]":
-    return _apart([earlier.best.get(text, _UNKNOWN) for text in texts])
+def _matched(texts: "array[int]", table: Table) -> "tuple[array[float], array[int]]":
+    scores, since = table.find(np.frombuffer(texts, np.uint64))
+    return array("d", scores.tobytes()), array("H", since.tobytes())
 
 
-def _apart(pairs: Sequence[tuple[float, int]]) -> "tuple[array[float], array[int]]":
-    return array("d", [score for score, _ in pairs]), array("H", [day for _, day in pairs])
-
-
-class _Index:
-    """The rows of an earlier output, by the name of their query."""
-
-    def __init__(self, previous: Previous) -> None:
-        self._previous = previous
-        self._warned: set[Place] = set()
-        self._files = previous.files
-        if any(isinstance(file, Remote) for file in previous.files):
-            folder = Path(mkdtemp(prefix="batchrank-", dir=spill_folder()))
-            finalize(self, rmtree, folder, ignore_errors=True)
-            self._files = [_copied(file, folder) for file in previous.files]
-        self._starts = [0]
-        for rows in previous.rows:
-            self._starts.append(self._starts[-1] + rows)
-        self._batches: list[list[int]] = []
-        self._shift = self._starts[-1].bit_length()
-        self._keys = self._sorted_keys()
-        self._file = lru_cache(_OPEN_FILES)(self._open)
-        self._block = lru_cache(_OPEN_BLOCKS)(self._read)
-        self.rows = lru_cache(1)(self._rows)
-
-    def _sorted_keys(self) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-        """One array, filled and sorted in place: 8 bytes a row are all that there ever is."""
-        keys = np.full(self._starts[-1], np.iinfo(np.uint64).max, np.uint64)
-        shift = np.uint64(self._shift)
-        for file, start, stop in zip(self._files, self._starts, self._starts[1:], strict=False):
-            batches = [start]
-            try:
-                for names in SideFile(file).queries():
-                    first, end = batches[-1], batches[-1] + len(names)
-                    if end > stop:
-                        raise ValueError("more rows than it says")
-                    numbers = np.arange(first, end, dtype=np.uint64)
-                    keys[first:end] = names >> shift << shift | numbers
-                    batches.append(end)
-            except DAMAGE:
-                self._damaged(file)
-            self._batches.append(batches)
-        keys.sort()
-        return keys
-
-    def _rows(self, query: bytes) -> _Earlier:
-        found = (self._stored(number, query) for number in self._numbers(query))
-        return _Earlier([row for row in found if row is not None])
-
-    def _numbers(self, query: bytes) -> Iterator[int]:
-        prefix = int.from_bytes(query[:8], "little") >> self._shift << self._shift
-        first = int(np.searchsorted(self._keys, np.uint64(prefix)))
-        for key in self._keys[first : first + _MOST_ROWS].tolist():
-            if key >> self._shift << self._shift != prefix:
-                return
-            yield key - prefix
-
-    def _stored(self, number: int, query: bytes) -> Stored | None:
-        file = bisect_right(self._starts, number) - 1
-        if file >= len(self._batches):
-            return None
-        batches = self._batches[file]
-        place = bisect_right(batches, number) - 1
-        try:
-            block = self._block(file, place)
-            offset = number - batches[place]
-            if block.query(offset) != query:
-                return None
-            stored = block.row(offset, self._previous.begun)
-        except DAMAGE:
-            stored = None
-        if stored is None:
-            self._damaged(self._files[file])
-        return stored
-
-    def _open(self, file: int) -> SideFile:
-        return SideFile(self._files[file])
-
-    def _read(self, file: int, place: int) -> Block:
-        return self._file(file).block(place)
-
-    def _damaged(self, file: Place) -> None:
-        if file not in self._warned:
-            _log.warning("%s: is damaged; what is wrong in it is scored again", file)
-            self._warned.add(file)
-
-
-def _copied(file: Place, folder: Path) -> Path:
-    """A file of a bucket on this machine, for as long as the index is there: its rows are read one
-    by one. Raises `StorageFailed`.
-    """
-    copy = folder / file.name
-    try:
-        with file.open_input() as source, copy.open("wb") as target:  # type: ignore[union-attr]
-            copyfileobj(source, target, 1 << 20)
-    except OSError as error:
-        raise StorageFailed(f"{file}: cannot be copied to {folder}: {plain(error)}.") from error
-    return copy
+def _both(first: _Taken, second: _Taken) -> _Taken:
+    """The scores of the first, and where it has none those of the second."""
+    if not any(second[1]):
+        return first
+    mine = np.frombuffer(first[1], np.uint16) > 0
+    scores = np.where(mine, np.frombuffer(first[0]), np.frombuffer(second[0]))
+    since = np.where(mine, np.frombuffer(first[1], np.uint16), np.frombuffer(second[1], np.uint16))
+    return array("d", scores.tobytes()), array("H", since.tobytes()), False

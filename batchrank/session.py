@@ -34,6 +34,7 @@ from batchrank.claim import Claim
 from batchrank.config import JobConfig, coordinator_key
 from batchrank.digests import Digests
 from batchrank.dispatch import DRAIN_SECONDS, Halt, Halted, Sender, dispatch
+from batchrank.earlier import Previous
 from batchrank.ending import too_many_failed
 from batchrank.errors import (
     BatchrankError,
@@ -52,7 +53,7 @@ from batchrank.receipt import write_receipt
 from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
 from batchrank.report import Left, Progress, Receipt, write_live
 from batchrank.request import Request, allowed_by, planner_of
-from batchrank.reuse import Previous, Reuse
+from batchrank.reuse import Reuse
 from batchrank.series import Series
 from batchrank.server.child import local_server
 from batchrank.shards import share_of
@@ -84,7 +85,7 @@ class Session:
         source: Source,
         rows: int,
         claim: Claim,
-        previous: Previous | None,
+        previous: Sequence[Previous],
         watch: Callable[[Progress], None],
         connect: Connect,
         in_loop: InLoop,
@@ -107,12 +108,12 @@ class Session:
             config,
             claim,
             rows,
-            reusing=previous is not None,
+            reusing=bool(request.reuse),
             retry_failed=request.retry_failed,
         )
         self._checkpoint = self._standing.checkpoint
         self._known: Known = Digests(config.scoring()).named
-        if previous is not None:
+        if previous:
             self._known = reuse = Reuse(config, previous)
             if self._standing.some_are_missing:
                 reuse.prepare()  # while a signal still ends the process at once
@@ -139,7 +140,7 @@ class Session:
             },
             retry_failed=self._request.retry_failed,
             priorities=self._source.priorities() if by_priority else None,
-            lenient=self._request.reuse is not None,
+            lenient=bool(self._request.reuse),
         )
 
     def to_the_end(self, key: str | None, signals: Signals | None) -> Receipt:

@@ -202,9 +202,10 @@ def score(
     out: Path,
     *,
     limit_rows: int = 0,
-    reuse: Path | None = None,
+    reuse: Path | Sequence[Path] | None = None,
     reuse_rows_only: bool = False,
     retry_failed: bool = False,
+    allow_empty: bool = False,
     **sections: dict[str, Any],
 ) -> Receipt:
     """A run in this process."""
@@ -213,9 +214,10 @@ def score(
         inputs=[str(path) for path in paths],
         out=out,
         limit_rows=limit_rows,
-        reuse=reuse,
+        reuse=[reuse] if isinstance(reuse, Path) else reuse or (),
         reuse_rows_only=reuse_rows_only,
         retry_failed=retry_failed,
+        allow_empty=allow_empty,
     )
     return job.run(settings(server.base_url, **sections), request, lambda progress: None)
 

@@ -236,7 +236,8 @@ def test_a_finished_output_that_lost_a_part_is_refused(server: Server, tmp_path:
 
 def test_an_output_without_rows_is_an_empty_file(server: Server, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    score(server, written(tmp_path / "in.parquet", table(1).slice(0, 0)), out)
+    source = written(tmp_path / "in.parquet", table(1).slice(0, 0))
+    score(server, source, out, allow_empty=True)
     shown = {form: inside("export", out, "--format", form).stdout for form in FORMS}
     assert shown["trec"] == shown["jsonl"] == ""
     assert shown["pairs"] == "query_id\tdoc_id\tindex\trank\trelevance_score\n"

@@ -270,7 +270,7 @@ def test_an_input_without_rows_gives_one_empty_part(server: Server, tmp_path: Pa
     rows = table(1).append_column("lang", pa.array(["en"])).slice(0, 0)
     source = written(tmp_path / "in.parquet", rows)
     before = server.received
-    done = program(*fast(server, tmp_path / "out", source), "--keep", "lang")
+    done = program(*fast(server, tmp_path / "out", source), "--keep", "lang", "--allow-empty")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     found = pq.read_table(tmp_path / "out" / "part-00000.parquet")
     assert found.num_rows == 0

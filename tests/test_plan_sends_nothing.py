@@ -167,7 +167,7 @@ def test_a_sample_of_one_row_still_gives_figures(tmp_path: Path) -> None:
 
 def test_an_input_without_rows_costs_nothing(tmp_path: Path) -> None:
     source = written(tmp_path / "in.parquet", table(1).slice(0, 0))
-    figures = planned(source)
+    figures = planned(source, "--allow-empty")
     assert (figures["rows"], figures["requests"], figures["cost_usd"]) == (0, 0, 0)
 
 

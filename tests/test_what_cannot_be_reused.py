@@ -177,7 +177,7 @@ def test_no_damage_makes_a_wrong_score(tmp_path: Path, change: Change) -> None:
             SideFile(path)
         except DAMAGE:
             continue
-        reuse = Reuse(config, opened(tmp_path, config, rows_only=False))
+        reuse = Reuse(config, [opened(tmp_path, config, rows_only=False)])
         for row, right in zip(rows, scored, strict=True):
             known = reuse(row).known
             assert known is None or known == right.relevance_scores

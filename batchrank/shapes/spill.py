@@ -5,6 +5,7 @@ else can open it. It is not part of a run's state and holds nothing that must su
 TMPDIR, by default /var/tmp, which unlike /tmp is a disk everywhere.
 """
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
@@ -46,18 +47,36 @@ class Nameless:
 
     def append(self, content: bytes | pa.Buffer) -> int:
         """Write at the end, and say where that was. Raises `StorageFailed`."""
-        start, left = self._end, memoryview(content)
+        start = self._end
+        self.put(start, content)
+        self._end = start + memoryview(content).nbytes
+        return start
+
+    def put(self, offset: int, content: bytes | pa.Buffer) -> None:
+        """Write at a place, which may lie beyond the end. Raises `StorageFailed`."""
+        left = memoryview(content)
         try:
             while len(left):
-                written = os.pwrite(self._descriptor, left, self._end)
-                self._end, left = self._end + written, left[written:]
+                written = os.pwrite(self._descriptor, left, offset)
+                offset, left = offset + written, left[written:]
         except OSError as error:
             raise _full(error) from error
-        return start
 
     def read(self, offset: int, size: int) -> bytes:
         """The bytes from a place on, fewer where the file ends."""
         return os.pread(self._descriptor, size, offset)
+
+    def mapped(self, offset: int, size: int) -> memoryview:
+        """These bytes as memory: only the pages that are looked at are read, and none stays once
+        nobody holds the view.
+        """
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        if not size:
+            return memoryview(b"")
+        pages = mmap.mmap(
+            self._descriptor, offset - start + size, offset=start, prot=mmap.PROT_READ
+        )
+        return memoryview(pages)[offset - start :]
 
 
 class Spill:
