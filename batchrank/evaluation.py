@@ -3,7 +3,9 @@ another output; without qrels, how far the ranks moved.
 
 The metrics are trec_eval's, through pytrec-eval-terrier: linear gains, the ideal from all
 judgments, an unjudged document counts 0. Means are over the queries that have a judgment above 0.
-A query of the qrels that is not in the output is left out, and counted.
+A query of the qrels that is not in the output is left out, and counted. A document that a row has
+twice is judged once, at its better place. Where `top_n` left candidates out, the order of the
+input is not in the output, and nothing is said of it.
 
 How sure a mean is depends on the queries: the 95 % intervals are percentiles of 2,000 bootstrap
 samples of them (scipy), p is that of a two-sided paired randomisation test with 10,000 random
@@ -16,20 +18,18 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from batchrank.errors import InputBad, OutputUnusable
 from batchrank.movement import Movement, Moves
-from batchrank.output import Output, opened, scored
+from batchrank.output import Depth, opened, scored
 from batchrank.qrels import Qrels, read_qrels
-from batchrank.source import ROW_COLUMN
+from batchrank.rankings import Documents, Ranking, distinct, query_ids, read_rankings
 
 _SEED = 7
 _BOOTSTRAP_SAMPLES = 2_000
 _RANDOM_SIGNS = 10_000
 _RECALL = (10, 100)
-Run = dict[str, dict[str, float]]
 Figures = dict[str, NDArray[np.float64]]
 """Each measure's values, one per query, always in the same order of queries."""
 
@@ -46,18 +46,24 @@ class Gain(msgspec.Struct, frozen=True, kw_only=True):
 
 class Against(msgspec.Struct, frozen=True, kw_only=True):
     """Another output over the same queries: its means, and this output's gains over it.
-    `queries_in_one_only` are judged, but left out since only one of the outputs has them.
+    `queries_in_one_only` are judged, but left out since only one of the outputs has them. `top_n`
+    as in `Evaluation`.
     """
 
     output: str
     means: dict[str, float]
     gains: dict[str, Gain]
     queries_in_one_only: int
+    top_n: int = 0
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """Means of each measure, of the output (`after`, with 95 % intervals) and of the input order
     (`before`), and the gains of the one over the other.
+
+    `top_n`: the output lists so many candidates of a row and leaves others out (0: it lists all).
+    Then the input order is not known, and `before` and `gains` are empty. `queries_unscored` have
+    candidates without a score; `candidates_without_id` cannot be judged and count 0.
     """
 
     queries: int
@@ -68,6 +74,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     intervals: dict[str, tuple[float, float] | None]
     gains: dict[str, Gain]
     against: Against | None = None
+    top_n: int = 0
+    queries_unscored: int = 0
+    candidates_without_id: int = 0
 
 
 def evaluate(
@@ -80,57 +89,61 @@ def evaluate(
     """
     qrels = read_qrels(qrels_path)
     judged = {query for query, grades in qrels.items() if max(grades.values()) > 0}
-    rows, known = _queries(out, qrels)
-    others = known if against is None else _queries(against, qrels)[1]
-    chosen = sorted(known & judged & others)
+    own = read_rankings(out, judged)
+    other = own if against is None else read_rankings(against, judged)
+    known, others = own.by_query.keys(), other.by_query.keys()
+    chosen = sorted(known & others)
     if not chosen:
-        raise InputBad(_no_query_fits(qrels_path, qrels, judged, out, known, against))
-    results = _candidates(out, chosen)
-    before = _measured(qrels, _run(results, "index"), chosen, ks)
-    after = _measured(qrels, _run(results, "place"), chosen, ks)
+        raise InputBad(_no_query_fits(qrels_path, qrels, known, out, against))
+    rankings = _chosen(own.by_query, chosen, out)
+    grades = [qrels[query] for query in chosen]
+    after = _measured(grades, [ranking.after for ranking in rankings], ks)
+    before = {} if own.top_n else _measured(grades, [one.before for one in rankings], ks)
     beside = None
     if against is not None:
-        other = _measured(qrels, _run(_candidates(against, chosen), "place"), chosen, ks)
+        theirs = _chosen(other.by_query, chosen, against)
+        measured = _measured(grades, [ranking.after for ranking in theirs], ks)
         beside = Against(
             output=str(against),
-            means=_means(other),
-            gains=_gains(after, other),
-            queries_in_one_only=len((known ^ others) & judged),
+            means=_means(measured),
+            gains=_gains(after, measured),
+            queries_in_one_only=len(known ^ others),
+            top_n=other.top_n,
         )
     return Evaluation(
         queries=len(chosen),
-        queries_not_judged=rows - len(known & judged),
+        queries_not_judged=own.queries - len(known),
         judged_queries_not_in_output=len(judged - known),
         before=_means(before),
         after=_means(after),
         intervals={name: _interval(values) for name, values in after.items()},
-        gains=_gains(after, before),
+        gains=_gains(after, before) if before else {},
         against=beside,
+        top_n=own.top_n,
+        queries_unscored=sum(ranking.unscored for ranking in rankings),
+        candidates_without_id=sum(one.after.count(None) for one in rankings),
     )
 
 
 def moved(out: Path) -> Movement:
     """How far the ranks of an output are from the order of its input, and how many ties it has."""
-    moves = Moves()
-    for batch in opened(out).batches(["results"]):
+    output = opened(out)
+    moves, depth = Moves(), Depth(output)
+    for batch in output.batches(["results"]):
         moves.add(*scored(batch))
-    return moves.result()
+        depth.add(batch)
+    return moves.result(depth.top_n)
 
 
 def words(evaluation: Evaluation) -> str:
     """Tables of the measures, and what they are over."""
-    lines = [f"{'':11} {'input order':>11} {'output':>8} {'95 % interval':>16}{_HEAD}"]
-    for name, after in evaluation.after.items():
-        interval = _span(evaluation.intervals[name], "")
-        lines.append(
-            f"{name:11} {evaluation.before[name]:>11.4f} {after:>8.4f} {interval:>16}"
-            f"{_gain(evaluation.gains[name])}"
-        )
+    lines = _table(evaluation) if evaluation.before else _table_of_output(evaluation)
     lines.append(
         f"{evaluation.queries:,} judged queries; {evaluation.queries_not_judged:,} without a "
         f"judgment above 0, {evaluation.judged_queries_not_in_output:,} judged but not in the "
         "output, both left out"
     )
+    lines += _notes(evaluation)
     other = evaluation.against
     if other is not None:
         lines += ["", f"beside {other.output}:", f"{'':11} {'the other':>11} {'output':>8}{_HEAD}"]
@@ -138,11 +151,52 @@ def words(evaluation: Evaluation) -> str:
             f"{name:11} {mean:>11.4f} {evaluation.after[name]:>8.4f}{_gain(other.gains[name])}"
             for name, mean in other.means.items()
         ]
+        if other.top_n:
+            lines.append(f"the other lists {other.top_n:,} candidates of a row (top_n)")
         if other.queries_in_one_only:
             lines.append(
                 f"{other.queries_in_one_only:,} judged queries in one of them only, left out"
             )
     return "\n".join(lines)
+
+
+def _table(evaluation: Evaluation) -> list[str]:
+    lines = [f"{'':11} {'input order':>11} {'output':>8} {'95 % interval':>16}{_HEAD}"]
+    for name, after in evaluation.after.items():
+        interval = _span(evaluation.intervals[name], "")
+        lines.append(
+            f"{name:11} {evaluation.before[name]:>11.4f} {after:>8.4f} {interval:>16}"
+            f"{_gain(evaluation.gains[name])}"
+        )
+    return lines
+
+
+def _table_of_output(evaluation: Evaluation) -> list[str]:
+    """The table without an input order to set beside."""
+    lines = [f"{'':11} {'output':>8} {'95 % interval':>16}"]
+    for name, after in evaluation.after.items():
+        interval = _span(evaluation.intervals[name], "")
+        lines.append(f"{name:11} {after:>8.4f} {interval:>16}".rstrip())
+    return lines
+
+
+def _notes(evaluation: Evaluation) -> Iterable[str]:
+    """Lines that a reader of the figures needs, where there is cause."""
+    if evaluation.top_n:
+        yield (
+            f"the output lists {evaluation.top_n:,} candidates of a row (top_n); the input order "
+            "had more, and is not judged"
+        )
+    if evaluation.candidates_without_id:
+        yield (
+            f"{evaluation.candidates_without_id:,} candidates without doc_id, counted as not "
+            "relevant"
+        )
+    if evaluation.queries_unscored:
+        yield (
+            f"{evaluation.queries_unscored:,} of these queries have candidates without a score, "
+            "which come last in input order"
+        )
 
 
 _HEAD = f" {'gain':>8} {'95 % interval':>18} {'p':>7}"
@@ -156,102 +210,78 @@ def _span(interval: tuple[float, float] | None, sign: str) -> str:
     return "" if interval is None else f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
 
 
-def _queries(out: Path, qrels: Qrels) -> tuple[int, set[str]]:
-    """How many queries an output has, and those that the qrels know. Raises `OutputUnusable` where
-    it has no ids.
-    """
-    output = opened(out)
-    if output.identity == ROW_COLUMN:
-        raise OutputUnusable(f"{out}: has no query ids, so no judgments fit it.")
-    ids = _ids(output)
-    known = ids.filter(pl.col("query_id").is_in(list(qrels))).unique().collect()
-    return ids.select(pl.col("query_id").n_unique()).collect().item(), set(known.to_series())
-
-
-def _ids(output: Output) -> pl.LazyFrame:
-    parts = pl.scan_parquet(list(output.parts))
-    return parts.select(query_id=pl.col(output.identity).cast(pl.String))
-
-
 def _no_query_fits(
-    path: Path, qrels: Qrels, judged: set[str], out: Path, known: set[str], against: Path | None
+    path: Path, qrels: Qrels, judged: Iterable[str], out: Path, against: Path | None
 ) -> str:
     """What to say when nothing can be judged: nobody sees at once that "7" is not "q7"."""
-    if not known:
-        output = opened(out)
-        kind, some = output.schema.field(0), _ids(output).drop_nulls().head(2).collect()
-        return (
-            f"{path}: judges no query of {out}. Its query_id are like {_like(qrels)}; those of "
-            f"{out} (column {kind.name!r}, {kind.type}) like {_like(some.to_series())}."
-        )
-    if not known & judged:
-        return f"{path}: has no judgment above 0 for a query of {out}."
-    return f"{path}: judges no query that is in both {out} and {against}."
+    if any(judged):
+        return f"{path}: judges no query that is in both {out} and {against}."
+    output = opened(out)
+    some: list[str] = []
+    for batch in output.batches([output.identity]):
+        ids = query_ids(batch.column(0)).drop_nulls()
+        if any(query in qrels for query in ids):
+            return f"{path}: has no judgment above 0 for a query of {out}."
+        some = some or ids.head(2).to_list()
+    kind = output.schema.field(0)
+    return (
+        f"{path}: judges no query of {out}. Its query_id are like {_like(qrels)}; those of "
+        f"{out} (column {kind.name!r}, {kind.type}) like {_like(some)}."
+    )
 
 
 def _like(ids: Iterable[str]) -> str:
     return ", ".join(repr(one) for one in islice(ids, 2))
 
 
-def _candidates(out: Path, queries: Sequence[str]) -> pl.DataFrame:
-    """One line per candidate: query_id, doc_id, index, and its place in the output from 0."""
-    output = opened(out)
-    parts = pl.scan_parquet(list(output.parts))
-    rows = (
-        parts.select(pl.col(output.identity).cast(pl.String).alias("query_id"), "results")
-        .filter(pl.col("query_id").is_in(list(queries)))
-        .collect()
-    )
-    twice = rows.filter(rows["query_id"].is_duplicated())
-    if len(twice):
-        raise OutputUnusable(
-            f"{out}: query {twice['query_id'][0]!r} has several rows, and judgments are of one "
-            "list a query."
-        )
-    results = (
-        rows.filter(pl.col("results").list.len() > 0)
-        .explode("results")
-        .unnest("results")
-        .with_columns(place=pl.int_range(pl.len()).over("query_id"))
-    )
-    if results["doc_id"].is_null().any():
+def _chosen(by_query: dict[str, Ranking], queries: Sequence[str], out: Path) -> Sequence[Ranking]:
+    """The rankings of these queries. Raises `OutputUnusable` where no candidate has an id."""
+    rankings = [by_query[query] for query in queries]
+    named = any(document is not None for one in rankings for document in one.after)
+    if not named and any(one.after for one in rankings):
         raise OutputUnusable(f"{out}: has candidates without doc_id, so no judgments fit it.")
-    return results
+    return rankings
 
 
-def _run(results: pl.DataFrame, order: str) -> Run:
-    """trec_eval ranks by score alone, so the place itself, negated, is the score it is given. An
-    output of the top n lacks documents of the input order: nameless ones stand in for them.
-    """
-    run: Run = {}
-    rows = results.select("query_id", "doc_id", order).sort("query_id", order).iter_rows()
-    for query, document, place in rows:
-        documents = run.setdefault(query, {})
-        for gap in range(len(documents), place):
-            documents[f"\0{gap}"] = -float(gap)
-        documents.setdefault(document, -float(place))
-    return run
-
-
-def _measured(qrels: Qrels, run: Run, queries: Sequence[str], ks: Sequence[int]) -> Figures:
+def _measured(
+    grades: Sequence[dict[str, int]], orders: Sequence[Documents], ks: Sequence[int]
+) -> Figures:
     """Each measure of each query; one without candidates, and so not in the run, has 0."""
     from pytrec_eval import RelevanceEvaluator  # 0.1 s that no other command needs
 
     tops, recalls = sorted(set(ks)) or [10], sorted(set(ks)) or _RECALL
     cuts = {"ndcg_cut." + ",".join(map(str, tops)), "recall." + ",".join(map(str, recalls))}
+    qrels, run = _numbered(grades, orders)
     found = RelevanceEvaluator(qrels, cuts).evaluate(run)
-    figures = {f"nDCG@{k}": _of(found, f"ndcg_cut_{k}", queries) for k in tops}
+    figures = {f"nDCG@{k}": _of(found, f"ndcg_cut_{k}", len(grades)) for k in tops}
     for k in tops:
-        best = {query: dict(list(documents.items())[:k]) for query, documents in run.items()}
+        best = {query: dict(islice(documents.items(), k)) for query, documents in run.items()}
         ranks = RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(best)
-        figures[f"MRR@{k}"] = _of(ranks, "recip_rank", queries)
-    return figures | {f"recall@{k}": _of(found, f"recall_{k}", queries) for k in recalls}
+        figures[f"MRR@{k}"] = _of(ranks, "recip_rank", len(grades))
+    return figures | {f"recall@{k}": _of(found, f"recall_{k}", len(grades)) for k in recalls}
 
 
-def _of(
-    found: dict[str, dict[str, float]], key: str, queries: Sequence[str]
-) -> NDArray[np.float64]:
-    return np.array([found[query][key] if query in found else 0.0 for query in queries])
+def _numbered(
+    grades: Sequence[dict[str, int]], orders: Sequence[Documents]
+) -> tuple[Qrels, dict[str, dict[str, float]]]:
+    """Qrels and a run as trec_eval takes them, with numbers for names: it reads names as C does,
+    up to a zero byte. It ranks by score alone, so the place, negated, is the score it is given.
+    """
+    qrels: Qrels = {}
+    run: dict[str, dict[str, float]] = {}
+    for query, (judged, order) in enumerate(zip(grades, orders, strict=True)):
+        names = {document: f"judged {number}" for number, document in enumerate(judged)}
+        qrels[str(query)] = {names[document]: grade for document, grade in judged.items()}
+        run[str(query)] = {}
+        for place, document in enumerate(distinct(order)):
+            unjudged = f"unjudged {place}"
+            name = unjudged if document is None else names.get(document, unjudged)
+            run[str(query)][name] = -float(place)
+    return qrels, run
+
+
+def _of(found: dict[str, dict[str, float]], key: str, queries: int) -> NDArray[np.float64]:
+    return np.array([found.get(str(query), {}).get(key, 0.0) for query in range(queries)])
 
 
 def _means(figures: Figures) -> dict[str, float]:

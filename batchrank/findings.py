@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from batchrank.movement import Movement, Moves
-from batchrank.output import opened, score_range, scored
+from batchrank.output import Depth, opened, score_range, scored
 
 FINE = 1000
 """Steps of a histogram: a quantile is known to a thousandth of the scores' range."""
@@ -57,7 +57,7 @@ def findings(out: Path) -> Findings:
     """Read an output through. Raises `OutputUnusable` where nothing is published yet."""
     output = opened(out)
     low, high = score_range(output)
-    moves, statuses = Moves(), Counter[str]()
+    moves, depth, statuses = Moves(), Depth(output), Counter[str]()
     reasons: dict[str, Reason] = {}
     scores = np.zeros(FINE, np.int64)
     best = np.zeros(FINE, np.int64)
@@ -65,6 +65,7 @@ def findings(out: Path) -> Findings:
     for batch in output.batches(columns):
         lengths, index, found = scored(batch)
         moves.add(lengths, index, found)
+        depth.add(batch)
         starts = (np.cumsum(lengths) - lengths)[lengths > 0]
         scores += np.histogram(found, FINE, (low, high))[0]
         best += np.histogram(found[starts], FINE, (low, high))[0]
@@ -78,7 +79,7 @@ def findings(out: Path) -> Findings:
         high=high,
         scores=scores,
         best=best,
-        movement=moves.result(),
+        movement=moves.result(depth.top_n),
     )
 
 

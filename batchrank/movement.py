@@ -17,16 +17,20 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
     """Means over rows with scores. `mean_displacement` is in places, over their candidates;
     `kendall_tau` is tau-b between input order and scores, over rows where it is defined. A row's
     top has changed when other candidates are in it than before, or another is the first.
+
+    `top_n`: the output lists so many candidates of a row and leaves others out (0: it lists all).
+    Then nobody knows how far the others moved, and what depends on them is None.
     """
 
     rows: int
     candidates: int
-    mean_displacement: float
+    mean_displacement: float | None
     kendall_tau: float | None
     top_1_changed: float
-    top_10_changed: float
+    top_10_changed: float | None
     tied_candidates: int
     rows_with_ties: int
+    top_n: int = 0
 
 
 class Moves:
@@ -77,18 +81,19 @@ class Moves:
             self._tau += float(((decided - 2 * discordant) / np.sqrt(decided * pairs)).sum())
             self._taus += int(defined.sum())
 
-    def result(self) -> Movement:
-        """What it came to."""
+    def result(self, top_n: int = 0) -> Movement:
+        """The figures, of an output that lists `top_n` candidates of a row (0: all of them)."""
         rows = self._rows or 1
         return Movement(
             rows=self._rows,
             candidates=self._candidates,
-            mean_displacement=self._places / (self._candidates or 1),
-            kendall_tau=self._tau / self._taus if self._taus else None,
+            mean_displacement=None if top_n else self._places / (self._candidates or 1),
+            kendall_tau=self._tau / self._taus if self._taus and not top_n else None,
             top_1_changed=self._first / rows,
-            top_10_changed=self._top / rows,
+            top_10_changed=None if 0 < top_n < TOP else self._top / rows,
             tied_candidates=self._tied,
             rows_with_ties=self._rows_tied,
+            top_n=top_n,
         )
 
 
@@ -103,17 +108,44 @@ def _tied_pairs(equal: NDArray[np.bool_], row_of: Integers, rows: int) -> Intege
 def words(movement: Movement) -> str:
     """The figures as a person reads them."""
     share = movement.tied_candidates / (movement.candidates or 1)
-    tau = "undefined" if movement.kendall_tau is None else f"{movement.kendall_tau:.3f}"
+    listed = " listed" if movement.top_n else ""
     lines = [
-        ("rows", f"{movement.rows:,} with {movement.candidates:,} scored candidates"),
-        ("moved", f"{movement.mean_displacement:.1f} places on the mean, up or down"),
-        ("tau", f"{tau} (Kendall's tau-b with the input order, mean of rows)"),
+        ("rows", f"{movement.rows:,} with {movement.candidates:,} scored candidates{listed}"),
+        ("moved", displacement_words(movement)),
+        ("tau", f"{tau_words(movement)} (Kendall's tau-b with the input order, mean of rows)"),
         ("top 1", f"another in {movement.top_1_changed:.1%} of rows"),
-        ("top 10", f"others in {movement.top_10_changed:.1%} of rows"),
+        ("top 10", f"others in {top_10_words(movement)} of rows"),
         (
             "ties",
             f"{movement.tied_candidates:,} candidates ({share:.1%}) share their score with "
-            f"another of their row, in {movement.rows_with_ties:,} rows",
+            f"another{listed} of their row, in {movement.rows_with_ties:,} rows",
         ),
     ]
+    if movement.top_n:
+        lines.append(
+            (
+                "top_n",
+                f"the output lists {movement.top_n:,} candidates of a row; nobody can say how far "
+                "the others moved",
+            )
+        )
     return "\n".join(f"{name:<11}{text}" for name, text in lines)
+
+
+def displacement_words(movement: Movement) -> str:
+    """The mean displacement in words."""
+    mean = movement.mean_displacement
+    return "unknown" if mean is None else f"{mean:.1f} places on the mean, up or down"
+
+
+def tau_words(movement: Movement) -> str:
+    """Kendall's tau in words."""
+    if movement.kendall_tau is not None:
+        return f"{movement.kendall_tau:.3f}"
+    return "unknown" if movement.top_n else "undefined"
+
+
+def top_10_words(movement: Movement) -> str:
+    """The share of rows with others in the first 10 in words."""
+    changed = movement.top_10_changed
+    return "an unknown share" if changed is None else f"{changed:.1%}"

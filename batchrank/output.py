@@ -15,20 +15,24 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batchrank.errors import OutputUnusable
+from batchrank.places import opened as opened_file
 from batchrank.receipt import FORMER_RECEIPT, RECEIPT, read_receipt
-from batchrank.sink import RESULT, SUCCESS
+from batchrank.sink import RESULT, SUCCESS, read_counts
 
 _BATCH_ROWS = 1000
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """What is published of a run. `rows` are those of the parts; the id is the first column."""
+    """What is published of a run. `rows` are those of the parts; the id is the first column.
+    `left_out` counts candidates that `top_n` left out, as far as the parts say so.
+    """
 
     folder: Path
     parts: Sequence[Path]
     schema: pa.Schema
     rows: int
     finished: bool
+    left_out: int = 0
 
     @property
     def identity(self) -> str:
@@ -40,7 +44,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
         """All rows in the order of the input. Raises `OutputUnusable` at a part that is broken."""
         for path in self.parts:
             try:
-                with pq.ParquetFile(path) as parquet:
+                with opened_file(path) as file, pq.ParquetFile(file) as parquet:
                     yield from parquet.iter_batches(_BATCH_ROWS, columns=columns)
             except (pa.ArrowException, OSError) as error:
                 raise OutputUnusable(f"{path}: cannot be read; see `batchrank verify`.") from error
@@ -61,7 +65,37 @@ def opened(out: Path) -> Output:
         schema=footers[0].schema.to_arrow_schema(),
         rows=sum(footer.num_rows for footer in footers),
         finished=finished,
+        left_out=sum(map(_left_out, footers)),
     )
+
+
+class Depth:
+    """How many candidates of a row an output lists at most, and whether `top_n` left some out:
+    then places in the input are missing, or the parts say so.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self._is_cut = output.left_out > 0
+        self._most = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Look at some rows."""
+        results = batch.column("results")
+        lengths = results.value_lengths().fill_null(0).to_numpy()
+        lengths = lengths[lengths > 0]
+        if not len(lengths):
+            return
+        index = results.flatten().field("index").to_numpy(zero_copy_only=False)
+        last = np.maximum.reduceat(index, np.cumsum(lengths) - lengths)
+        self._most = max(self._most, int(lengths.max()))
+        self._is_cut |= bool((last >= lengths).any())
+
+    @property
+    def top_n(self) -> int:
+        """The most candidates that a row lists, once all rows were added; 0 where none are left
+        out.
+        """
+        return self._most if self._is_cut else 0
 
 
 def check_place(file: Path, out: Path) -> None:
@@ -97,12 +131,18 @@ def scored(
 
 def _footer(path: Path) -> pq.FileMetaData:
     try:
-        footer = pq.read_metadata(path)
+        with opened_file(path) as file:
+            footer = pq.read_metadata(file)
         if footer.schema.to_arrow_schema().field("results").type == pa.list_(RESULT):
             return footer
     except (pa.ArrowException, OSError, KeyError) as error:
         raise OutputUnusable(f"{path}: is no part that batchrank wrote.") from error
     raise OutputUnusable(f"{path}: is no part that batchrank wrote.")
+
+
+def _left_out(footer: pq.FileMetaData) -> int:
+    counts = read_counts(footer.metadata)
+    return 0 if counts is None else counts.left_out
 
 
 def _check_complete(out: Path, names: set[str]) -> None:
@@ -120,7 +160,8 @@ def score_range(output: Output) -> tuple[float, float]:
     """Bounds of all scores, from the footers: 0 to 1 where they fit between."""
     lows, highs = [0.0], [1.0]
     for path in output.parts:
-        footer = pq.read_metadata(path)
+        with opened_file(path) as file:
+            footer = pq.read_metadata(file)
         for group in range(footer.num_row_groups):
             for place in range(footer.num_columns):
                 column = footer.row_group(group).column(place)

@@ -12,6 +12,7 @@ import msgspec
 from batchrank.charts import bars, lines, table
 from batchrank.findings import FINE, Findings
 from batchrank.inspection import Status
+from batchrank.movement import tau_words, top_10_words
 from batchrank.report import clock, estimate_words, money, scorer_line
 from batchrank.series import Kept, Point, joined, percentile
 
@@ -164,19 +165,24 @@ def scores(found: Findings | None) -> str:
         for share in _QUANTILES
     ]
     moves = found.movement
-    tau = "undefined" if moves.kendall_tau is None else f"{moves.kendall_tau:.3f}"
     ties = moves.tied_candidates / moves.candidates
     rows = [
         ("rows with scores", f"{moves.rows:,}"),
         ("scored candidates", f"{moves.candidates:,}"),
         ("candidates tied with another", f"{moves.tied_candidates:,} ({ties:.2%})"),
         ("rows with ties", f"{moves.rows_with_ties:,} ({moves.rows_with_ties / moves.rows:.1%})"),
-        ("places moved, mean", f"{moves.mean_displacement:.2f}"),
-        ("Kendall's tau with the input order", tau),
+        ("places moved, mean", _rounded(moves.mean_displacement)),
+        ("Kendall's tau with the input order", tau_words(moves)),
         ("rows with another first", f"{moves.top_1_changed:.1%}"),
-        ("rows with others in the first 10", f"{moves.top_10_changed:.1%}"),
+        ("rows with others in the first 10", top_10_words(moves)),
     ]
+    if moves.top_n:
+        rows.append(("candidates of a row in the output, by top_n", f"{moves.top_n:,}"))
     return charts + table(quantiles, ("at most", "candidates", "best of row")) + table(rows)
+
+
+def _rounded(mean: float | None) -> str:
+    return "unknown" if mean is None else f"{mean:.2f}"
 
 
 def failures(totals: Totals, found: Findings | None, kept: Kept) -> str:

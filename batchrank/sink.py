@@ -47,7 +47,8 @@ _BLOCK_RESULTS = 1 << 17
 class PartCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A part's rows by status, kept in its own footer. `failed_offsets` are the rows (from the
     part's first) that lack scores because a request of theirs was given up; `rows_reused` those
-    for which nothing was sent, an earlier run having scored them.
+    for which nothing was sent, an earlier run having scored them; `left_out` the candidates that
+    `top_n` left out.
     """
 
     rows: int
@@ -61,6 +62,7 @@ class PartCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     results: int
     pairs_reused: int = 0
     rows_reused: int = 0
+    left_out: int = 0
 
 
 class PartRecord(msgspec.Struct, frozen=True):
@@ -196,14 +198,20 @@ def read_record(path: Place) -> PartRecord:
     """A published part's record, from the file itself. Raises `OutputUnusable`."""
     try:
         content = path.read_bytes()
-        counts = pq.read_schema(pa.BufferReader(content)).metadata[_METADATA]
-        return PartRecord(
-            path.name,
-            hashlib.sha256(content).hexdigest(),
-            msgspec.json.decode(counts, type=PartCounts),
-        )
-    except (pa.ArrowException, OSError, KeyError, TypeError, msgspec.DecodeError) as error:
+        counts = read_counts(pq.read_schema(pa.BufferReader(content)).metadata)
+    except (pa.ArrowException, OSError) as error:
         raise OutputUnusable(f"{path}: is no part that batchrank wrote.") from error
+    if counts is None:
+        raise OutputUnusable(f"{path}: is no part that batchrank wrote.")
+    return PartRecord(path.name, hashlib.sha256(content).hexdigest(), counts)
+
+
+def read_counts(metadata: Mapping[bytes, bytes] | None) -> PartCounts | None:
+    """The counts in a part's footer; None where there are none."""
+    try:
+        return msgspec.json.decode((metadata or {})[_METADATA], type=PartCounts)
+    except (KeyError, msgspec.DecodeError):
+        return None
 
 
 def _counted(rows: Sequence[RowScores], top_n: int) -> PartCounts:
@@ -219,6 +227,7 @@ def _counted(rows: Sequence[RowScores], top_n: int) -> PartCounts:
         rows_reused=sum(
             not row.requests and not row.failed_requests and _reused(row) > 0 for row in rows
         ),
+        left_out=sum(max(0, len(row.relevance_scores) - top_n) for row in rows) if top_n else 0,
     )
 
 

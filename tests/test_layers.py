@@ -35,9 +35,9 @@ DOORS = {
     },
     "aiolimiter": {"throttle"},
     "pyarrow": {"places", "schema", "input_file", "source", "sink", "pairs", "inspection", "output"}
-    | {"export", "findings", "process"}
+    | {"export", "findings", "process", "rankings"}
     | SHAPES,
-    "polars": {"evaluation", "qrels", "export", "shapes.hashes", "frames"},
+    "polars": {"rankings", "qrels", "export", "shapes.hashes", "frames"},
     "scipy": {"evaluation"},
     "huggingface_hub": {"places"},
     "sqlite3": {"checkpoint"},
