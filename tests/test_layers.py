@@ -35,7 +35,7 @@ DOORS = {
     },
     "aiolimiter": {"throttle"},
     "pyarrow": {"places", "schema", "input_file", "source", "sink", "pairs", "inspection", "output"}
-    | {"export", "findings", "process", "rankings"}
+    | {"export", "findings", "process", "rankings", "qrels", "text_lines"}
     | SHAPES,
     "polars": {"rankings", "qrels", "export", "shapes.hashes", "frames"},
     "scipy": {"evaluation"},

@@ -8,7 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import Server, fast, inside, settings, table, written
+from helpers import Server, fast, inside, part_bytes, settings, table, written
 
 import batchrank
 
@@ -66,27 +66,25 @@ def test_every_command_takes_an_output_by_its_name(
 def test_input_queries_and_corpus_that_are_there_are_taken_literally(
     server: Server, tmp_path: Path, name: str
 ) -> None:
-    for folder in (name, "run1", "run2"):
+    for folder in (name, *SIBLINGS):
         (tmp_path / folder).mkdir()
-        texts = {"q": f"query of {folder}", "d": f"document of {folder}"}
-        for kind, key in (("queries", "q"), ("corpus", "d")):
-            line = json.dumps({"_id": key, "text": texts[key]}) + "\n"
-            (tmp_path / folder / f"{kind}.jsonl.gz").write_bytes(gzip.compress(line.encode()))
-        (tmp_path / folder / "run.trec").write_text(f"q Q0 d 1 2.0 {folder}\n")
+        for kind, key in (("query", "q"), ("document", "d")):
+            line = json.dumps({"_id": key, "text": f"{kind} of {folder}"}) + "\n"
+            packed = tmp_path / folder / f"{folder}.{kind}.jsonl.gz"
+            packed.write_bytes(gzip.compress(line.encode()))
+        (tmp_path / folder / f"{folder}.trec").write_text("q Q0 d 1 2.0 t\n")
     place = tmp_path / name
-    out = tmp_path / "out"
-    options = ["--queries", place / "queries.jsonl.gz", "--corpus", place]
-    (place / "queries.jsonl.gz").rename(tmp_path / f"{name}.jsonl.gz")
-    options[1] = tmp_path / f"{name}.jsonl.gz"
-    done(*fast(server, out, place / "run.trec"), *options)
-    (tmp_path / name / "rows").mkdir()
+    run, queries = place / f"{name}.trec", place / f"{name}.query.jsonl.gz"
+    corpus = place / f"{name}.document.jsonl.gz"
+    done(*fast(server, tmp_path / "ids", run), "--queries", queries, "--corpus", corpus)
     rows = pa.table({"query_id": ["q"], "query": [f"query of {name}"]}).append_column(
         "candidates", pa.array([[{"doc_id": "d", "text": f"document of {name}"}]])
     )
-    nested = written(tmp_path / name / "rows" / f"{name}.parquet", rows)
-    done(*fast(server, tmp_path / "nested", nested))
-    parts = [pq.read_table(tmp_path / one / "part-00000.parquet") for one in ("out", "nested")]
-    assert parts[0].equals(parts[1])
+    written(place / "rows" / f"{name}.parquet", rows)
+    done(*fast(server, tmp_path / "file", place / "rows" / f"{name}.parquet"))
+    done(*fast(server, tmp_path / "folder", place / "rows"))
+    expected = part_bytes(tmp_path / "file")
+    assert part_bytes(tmp_path / "ids") == part_bytes(tmp_path / "folder") == expected
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -77,7 +77,9 @@ def test_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ("q 0 d 1\nq d 1\n", f", line 2: has 3 columns; {EXPECTED}"),
-        ("query-id\tcorpus-id\tscore\n", f", line 1: has 3 columns; {EXPECTED}"),
+        ("query-id corpus-id score\n", f", line 1: has 3 columns; {EXPECTED}"),
+        ("q\t0\tBoeing 747\n", ", line 1: relevance 'Boeing 747' is no whole number."),
+        ("q\t0\tBoeing 747\t1\tx\n", f", line 1: has 5 columns; {EXPECTED}"),
         ("q 0 d high\n", ", line 1: relevance 'high' is no whole number."),
         ("q 0 d 0.5\n", ", line 1: relevance '0.5' is no whole number."),
     ],

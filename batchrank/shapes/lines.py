@@ -5,9 +5,6 @@ A line is a pair (query, document) or names one. Which lines belong together is 
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from io import BufferedReader
-from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +13,13 @@ from batchrank.errors import BatchrankError, InputBad
 from batchrank.input_file import InputFile
 from batchrank.schema import check_same
 from batchrank.source import FileIdentity, footer, open_parquet
+from batchrank.text_lines import (
+    find_invalid_row,
+    is_utf8,
+    read_lines,
+    split_columns,
+    unpacked,
+)
 
 BATCH_LINES = 1 << 14
 _BATCH_BYTES = 4 << 20
@@ -42,12 +46,18 @@ class ParquetLines:
         """These columns of the lines from `first` on. Raises `InputBad`."""
         for path, file in zip(self.paths, self.files, strict=True):
             if first < file.rows:
-                yield from _parquet_batches(path, list(dict.fromkeys(names)), first)
+                at = first
+                for batch in _parquet_batches(path, list(dict.fromkeys(names)), first):
+                    _check_texts(path, batch, at)
+                    yield batch
+                    at += batch.num_rows
             first = max(0, first - file.rows)
 
 
 class TrecLines:
-    """The lines of TREC runs: query, Q0, document, rank, score, tag, between white space."""
+    """The lines of TREC runs: query, Q0, document, rank, score and maybe a tag, between tabs (then
+    an id may hold spaces) or white space. Blank lines do not count.
+    """
 
     def __init__(self, paths: Sequence[InputFile], query_id: str, doc_id: str) -> None:
         self.paths = paths
@@ -64,37 +74,42 @@ class TrecLines:
 
     def where(self, line: int) -> str:
         """A line's file and its number there, for a message."""
-        return line_name(self.files, line)
+        for path in self.paths:
+            for number, lines in text_lines(path):
+                for at, content in enumerate(lines, number):
+                    line -= bool(content)
+                    if line < 0:
+                        return f"{path.name}, line {at:,}"
+        return f"{self.files[-1].name}, at its end"
 
     def batches(self, names: Sequence[str], first: int = 0) -> Iterator[pa.RecordBatch]:
         """These columns of the lines from `first` on. Raises `InputBad`."""
-        start = 0
-        for path, file in zip(self.paths, self.files, strict=True):
-            if first < start + file.rows:
-                with text_stream(path) as packed, BufferedReader(packed) as stream:
-                    at = max(start, first)
-                    lines = islice(stream, at - start, None)
-                    while batch := list(islice(lines, BATCH_LINES)):
-                        yield self._batch(batch, at).select(list(dict.fromkeys(names)))
-                        at += len(batch)
-            start += file.rows
+        for path in self.paths:
+            for number, lines in text_lines(path):
+                full = [line for line in lines if line]
+                if first >= len(full):
+                    first -= len(full)
+                    continue
+                for at in range(first, len(full), BATCH_LINES):
+                    batch = self._batch(full[at : at + BATCH_LINES])
+                    if batch is None:
+                        raise _no_run_line(path, number, lines)
+                    yield batch.select(list(dict.fromkeys(names)))
+                first = 0
 
-    def _batch(self, lines: list[bytes], first: int) -> pa.RecordBatch:
-        fields = [line.split() for line in lines]
+    def _batch(self, lines: list[bytes]) -> pa.RecordBatch | None:
+        """The lines as columns; None where one of them is no line of a run."""
+        fields = [split_columns(line, 5, 6) for line in lines]
         try:
             columns = [
-                [six[0].decode() for six in fields],
-                [six[2].decode() for six in fields],
-                [int(six[3]) for six in fields],
-                [float(six[4]) for six in fields],
+                [six[0].decode() for six in fields],  # type: ignore[index] # caught below
+                [six[2].decode() for six in fields],  # type: ignore[index]
+                [int(six[3]) for six in fields],  # type: ignore[index]
+                [float(six[4]) for six in fields],  # type: ignore[index]
             ]
-        except (IndexError, ValueError):
-            wrong = next(at for at, six in enumerate(fields) if not _is_run_line(six))
-            raise InputBad(
-                f"{self.where(first + wrong)}: expected the six columns of a TREC run: query_id, "
-                "Q0, doc_id, rank, score, tag."
-            ) from None
-        return pa.record_batch(columns, schema=self.schema)
+            return pa.record_batch(columns, schema=self.schema)
+        except (TypeError, ValueError, OverflowError):
+            return None
 
 
 Lines = ParquetLines | TrecLines
@@ -109,11 +124,10 @@ def line_name(files: Sequence[FileIdentity], line: int) -> str:
     return f"{files[-1].name}, at its end"
 
 
-@contextmanager
-def text_stream(path: InputFile) -> Iterator[pa.NativeFile]:
-    """A text file's bytes in order, unpacked where its name says that it is packed."""
-    with path.read() as file:
-        yield pa.input_stream(file, compression=_packing(path), buffer_size=1 << 20)
+def text_lines(path: InputFile) -> Iterator[tuple[int, list[bytes]]]:
+    """A text file's lines, as `read_lines` gives them. Raises `InputBad`."""
+    with path.read() as file, unpacked(file) as stream:
+        yield from read_lines(stream, path.name)
 
 
 def text_identity(path: InputFile) -> FileIdentity:
@@ -121,11 +135,11 @@ def text_identity(path: InputFile) -> FileIdentity:
     digest, lines, last = hashlib.sha256(), 0, b"\n"
     with path.read() as packed:
         size = packed.size()
-    with text_stream(path) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            lines += block.count(b"\n")
-            last = block[-1:]
+        with unpacked(packed) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                lines += block.count(b"\n")
+                last = block[-1:]
     return FileIdentity(path.name, size, lines + (last != b"\n"), digest.hexdigest())
 
 
@@ -138,17 +152,26 @@ def is_parquet(path: InputFile) -> bool:
         return True
 
 
-def _packing(path: InputFile) -> str | None:
-    endings = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-    return next((kind for ending, kind in endings.items() if path.name.endswith(ending)), None)
+def _no_run_line(path: InputFile, number: int, lines: Sequence[bytes]) -> InputBad:
+    """The first of these lines that is no line of a run, and why."""
+    for at, line in enumerate(lines, number):
+        if line and not is_utf8(line):
+            return InputBad(f"{path.name}, line {at:,}: is not UTF-8.")
+        if line and not _is_run_line(line):
+            number = at
+            break
+    return InputBad(
+        f"{path.name}, line {number:,}: expected the six columns of a TREC run: query_id, Q0, "
+        "doc_id, rank, score, tag. An id that holds spaces needs tabs between all columns."
+    )
 
 
-def _is_run_line(fields: Sequence[bytes]) -> bool:
+def _is_run_line(line: bytes) -> bool:
+    fields = split_columns(line, 5, 6)
     try:
-        int(fields[3]), float(fields[4]), fields[0].decode(), fields[2].decode()
-    except (IndexError, ValueError):
+        return fields is not None and abs(int(fields[3])) < 1 << 63 and float(fields[4]) is not None
+    except ValueError:
         return False
-    return True
 
 
 def _parquet_batches(path: InputFile, names: list[str], first: int) -> Iterator[pa.RecordBatch]:
@@ -164,6 +187,16 @@ def _parquet_batches(path: InputFile, names: list[str], first: int) -> Iterator[
                 if start != end:
                     raise InputBad(f"{path}: row group {group} lacks lines that it claims.")
             start = end
+
+
+def _check_texts(path: InputFile, batch: pa.RecordBatch, first: int) -> None:
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        row = find_invalid_row(column)
+        if row is not None:
+            raise InputBad(
+                f"{path.name}: cannot be read: row {first + row + 1:,}, column {name!r} is not "
+                "UTF-8."
+            )
 
 
 def _movable(batch: pa.RecordBatch) -> pa.RecordBatch:

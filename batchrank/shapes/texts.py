@@ -5,10 +5,10 @@ stays in memory is 16 bytes for each, its id's hash and its place. A text is fet
 which is compared: a hash finds, it does not decide. As BEIR does, a title is put before the text.
 """
 
-from collections.abc import Iterator, Sequence
-from io import BufferedReader
-from itertools import islice
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from struct import Struct
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -21,18 +21,19 @@ from batchrank.input_file import InputFile
 from batchrank.schema import is_id, is_text
 from batchrank.shapes.hashes import Hashes, hashes, places_in
 from batchrank.shapes.lines import (
-    BATCH_LINES,
     ParquetLines,
     is_parquet,
     text_identity,
-    text_stream,
+    text_lines,
 )
 from batchrank.shapes.spill import Nameless
 from batchrank.source import MARKER, STATE, FileIdentity, decoded
+from batchrank.text_lines import is_utf8
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 _HEADER = Struct("<II")
 _READ = 2048
+T = TypeVar("T")
 
 
 class TextFile:
@@ -41,6 +42,8 @@ class TextFile:
     def __init__(self, path: InputFile, ids: Sequence[str], texts: Sequence[str]) -> None:
         self.path = path
         self._ids, self._texts = ids, texts
+        self.halves: dict[str, int] = {}
+        """Lines, of those read last, whose text holds half of a surrogate pair, by id."""
         self._lines = ParquetLines([path]) if is_parquet(path) else None
         self.identity: FileIdentity
         if self._lines is None:
@@ -74,28 +77,55 @@ class TextFile:
         return [*chosen, *(["title"] if "title" in schema.names else [])]
 
     def _json_batches(self) -> Iterator[tuple[pa.Array, pa.Array]]:
-        line = 0
-        with text_stream(self.path) as packed, BufferedReader(packed) as stream:
-            while lines := list(islice(stream, BATCH_LINES)):
-                pairs = [self._decoded(content, line + at) for at, content in enumerate(lines)]
-                line += len(lines)
-                ids, texts = zip(*pairs, strict=True)
-                yield pa.array(ids, pa.large_string()), pa.array(texts, pa.large_string())
+        for first, lines in text_lines(self.path):
+            self.halves = {}
+            records = [
+                self._record(line, number) for number, line in enumerate(lines, first) if line
+            ]
+            pairs = [record for record in records if record is not None]
+            ids, texts = zip(*pairs, strict=True) if pairs else ((), ())
+            yield pa.array(ids, pa.large_string()), pa.array(texts, pa.large_string())
 
-    def _decoded(self, content: bytes, line: int) -> tuple[str, str | None]:
+    def _record(self, content: bytes, number: int) -> tuple[str, str | None] | None:
+        """A line's id and text; None where the id is no text, so that no run can name it."""
         try:
             record = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-            name = next(name for name in self._ids if name in record)
+            name, text = self._names_in(record)
             doc_id = str(msgspec.json.decode(record[name], type=str | int))
-            text = _string(record, next(name for name in self._texts if name in record))
-            if "title" in record:
-                text = f"{_string(record, 'title') or ''} {text or ''}".strip()
+            return doc_id, _joined({key: _string(raw) for key, raw in _texts(record, text)}, text)
         except (msgspec.DecodeError, StopIteration, UnicodeDecodeError):
+            return self._lenient_record(content, number)
+
+    def _lenient_record(self, content: bytes, number: int) -> tuple[str, str | None] | None:
+        """The same of a line that a strict reader refuses: JSON may hold half of a surrogate pair,
+        which is no text. Where the text has one, it is None and stands in `halves`.
+        """
+        where = f"{self.path.name}, line {number:,}"
+        if not is_utf8(content):
+            raise InputBad(f"{where}: is not UTF-8.")
+        try:
+            record = json.loads(content)
+            name, key = self._names_in(record)
+            text = _joined(dict(_texts(record, key)), key)
+            doc_id = str(msgspec.convert(record[name], str | int))
+        except (ValueError, TypeError, StopIteration, RecursionError, msgspec.ValidationError):
             raise InputBad(
-                f"{self.path.name}, line {line + 1:,}: expected an object with "
-                f'"{self._ids[0]}" and "{self._texts[0]}", as BEIR has them.'
+                f'{where}: expected an object with "{self._ids[0]}" and "{self._texts[0]}", as '
+                "BEIR has them."
             ) from None
-        return doc_id, text
+        if not _is_text(doc_id):
+            return None
+        if text is None or _is_text(text):
+            return doc_id, text
+        self.halves[doc_id] = number
+        return doc_id, None
+
+    def _names_in(self, record: Mapping[str, object]) -> tuple[str, str]:
+        """The keys of the id and the text. Raises StopIteration where one is missing."""
+        return (
+            next(name for name in self._ids if name in record),
+            next(name for name in self._texts if name in record),
+        )
 
 
 class Texts:
@@ -129,12 +159,12 @@ class Texts:
         return pa.array(texts, pa.large_binary()).cast(pa.large_string()).take(pa.array(inverse))
 
     def _add(self, file: TextFile, ids: pa.Array, texts: pa.Array) -> None:
-        ids.validate(full=True)
-        texts.validate(full=True)
         at = places_in(self._wanted, hashes(ids)) if not ids.null_count else _no_id(file)
         kept = pa.array(np.flatnonzero(at >= 0))
         names = ids.take(kept).cast(pa.large_binary()).to_pylist()
         contents = texts.take(kept).cast(pa.large_binary()).to_pylist()
+        if file.halves:
+            _check_halves(file, names)
         for place, name, content in zip(at[at >= 0].tolist(), names, contents, strict=True):
             size = 0 if content is None else len(content) + 1
             record = b"".join((_HEADER.pack(len(name), size), name, content or b""))
@@ -171,8 +201,41 @@ def text_files(argument: str, ids: Sequence[str], texts: Sequence[str]) -> list[
     return [TextFile(path, ids, texts) for path in paths]
 
 
-def _string(record: dict[str, msgspec.Raw], name: str) -> str | None:
-    return msgspec.json.decode(record[name], type=str | None)
+def _texts(record: Mapping[str, T], text: str) -> Iterator[tuple[str, T]]:
+    """The record's title, if there is one, and text."""
+    return ((key, record[key]) for key in ("title", text) if key in record)
+
+
+def _string(raw: msgspec.Raw) -> str | None:
+    return msgspec.json.decode(raw, type=str | None)
+
+
+def _joined(texts: Mapping[str, str | None], text: str) -> str | None:
+    """A text with its title before it. Raises TypeError where one is no string."""
+    if any(one is not None and not isinstance(one, str) for one in texts.values()):
+        raise TypeError
+    if "title" not in texts:
+        return texts[text]
+    return f"{texts['title'] or ''} {texts[text] or ''}".strip()
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string has no half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_halves(file: TextFile, names: Iterable[bytes]) -> None:
+    for name in names:
+        number = file.halves.get(name.decode())
+        if number is not None:
+            raise InputBad(
+                f"{file.path.name}, line {number:,}: the text of {name.decode()!r} holds half of a "
+                "character (a surrogate without its other half), which is no text; write it anew."
+            )
 
 
 def _titled(titles: pa.Array, texts: pa.Array) -> pa.Array:
