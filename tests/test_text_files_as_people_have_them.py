@@ -17,6 +17,7 @@ from helpers import RESULTS, Server, fast, inside, output, written
 
 from batchrank.errors import InputBad
 from batchrank.evaluation import evaluate
+from batchrank.input_file import InputFile
 from batchrank.qrels import read_qrels
 from batchrank.shapes.lines import TrecLines
 
@@ -97,7 +98,7 @@ def test_rows_behind_blank_lines_are_found_again(tmp_path: Path) -> None:
     path = tmp_path / "run.trec"
     line = "q{0} Q0 d 1 2.0 t\n"
     path.write_text("\n\r\n" + "\n \n".join(line.format(number) for number in range(50_000)))
-    lines = TrecLines([path, path], "query_id", "doc_id")
+    lines = TrecLines([InputFile(path), InputFile(path)], "query_id", "doc_id")
     for first in (0, 1, 30_000, 49_999, 50_001, 99_999, 100_000):
         found = [
             one for batch in lines.batches(["query_id"], first) for one in batch[0].to_pylist()
