@@ -303,6 +303,15 @@ def begin(path: Path, fingerprint: bytes) -> None:
         raise StorageFailed(f"{path}: cannot be written: {error}.") from error
 
 
+def renew(path: Path, fingerprint: bytes) -> None:
+    """Keep another fingerprint of the same run. Raises `StorageFailed`."""
+    try:
+        with closing(_connection(path)) as database:
+            database.execute("UPDATE meta SET value = ? WHERE name = 'fingerprint'", (fingerprint,))
+    except sqlite3.Error as error:
+        raise StorageFailed(f"{path}: cannot be written: {error}.") from error
+
+
 def read_fingerprint(path: Path) -> bytes | None:
     """The fingerprint that a checkpoint was begun with; None where there is no checkpoint yet.
 

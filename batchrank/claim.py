@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from batchrank import checkpoint
 from batchrank.errors import ConfigInvalid, InputBad, OutputUnusable, StorageFailed
@@ -53,6 +54,8 @@ class Claim(msgspec.Struct, frozen=True):
     receipt: Place
     beside: Path
     shard: Shard | None = None
+    begun: Fingerprint | None = None
+    """The run that goes on, as it was begun; None for a new one."""
 
 
 def state_of(out: Place, state_dir: Path | None, shard: Shard | None = None) -> Path:
@@ -89,16 +92,19 @@ def claimed(out: Place, state: Path, fingerprint: Fingerprint, *, restart: bool)
             _clear(out, state)
         begun = checkpoint.read_fingerprint(database)
         if begun is None:
+            before = None
             if any(out.glob("part-*.parquet")):
-                _adopt(out, marked, fingerprint)
+                before = _adopt(out, marked, fingerprint)
             database.unlink(missing_ok=True)
-            checkpoint.begin(database, msgspec.json.encode(fingerprint))
+            checkpoint.begin(database, msgspec.json.encode(before or fingerprint))
             sync(out, state)
         else:
-            check_same(out, decoded(begun, database), fingerprint)
+            before = decoded(begun, database)
+            check_same(out, before, fingerprint)
         if elsewhere and marked is None:
             write_whole(out / MARKER, msgspec.json.encode(fingerprint), state)
-        yield Claim(out, state, database, (out / SUCCESS).exists(), out / RECEIPT, state)
+        finished = (out / SUCCESS).exists()
+        yield Claim(out, state, database, finished, out / RECEIPT, state, begun=before)
 
 
 def is_elsewhere(out: Place, state: Path, usual: Place) -> bool:
@@ -176,7 +182,7 @@ def marked_in(out: Place) -> Fingerprint | None:
         raise OutputUnusable(f"{out / MARKER}: cannot be read: {error.strerror}.") from error
 
 
-def _adopt(out: Place, marked: Fingerprint | None, fingerprint: Fingerprint) -> None:
+def _adopt(out: Place, marked: Fingerprint | None, fingerprint: Fingerprint) -> Fingerprint:
     """Parts without a state are kept if the output says that they are of this very run."""
     if marked is None:
         raise OutputUnusable(
@@ -189,6 +195,7 @@ def _adopt(out: Place, marked: Fingerprint | None, fingerprint: Fingerprint) -> 
         "receipt counts from now on",
         out,
     )
+    return marked
 
 
 def sync(out: Place, state: Path) -> None:
@@ -272,8 +279,6 @@ def _reuse_words(before: str | None, now: str | None) -> str:
 def _check_files(
     out: Place, begun: Sequence[FileIdentity], now: Sequence[FileIdentity], advice: str
 ) -> None:
-    if list(begun) == list(now):
-        return
     if len(begun) != len(now):
         raise InputBad(
             f"{out}: begun with another input ({len(begun)} files, now {len(now)}). {advice}"
@@ -283,7 +288,7 @@ def _check_files(
             change = f"was {before.name}, now {after.name}"
         elif before.rows != after.rows:
             change = f"{after.name} had {before.rows:,} rows, now {after.rows:,}"
-        elif before != after:
+        elif before != replace(after, modified=before.modified):
             change = f"{before.name} is not what it was"
         else:
             continue

@@ -42,6 +42,21 @@ class Digests:
         return Pairs(query, array("Q", _digests(row.texts, seed)))
 
 
+class RowsDigest:
+    """One digest for the queries and texts of many rows, in their order."""
+
+    def __init__(self) -> None:
+        self._digest = xxhash.xxh3_128()
+
+    def add(self, pairs: Pairs) -> None:
+        """Take the next row's names."""
+        self._digest.update(pairs.query + len(pairs.texts).to_bytes(4) + pairs.texts.tobytes())
+
+    def hex(self) -> str:
+        """The digest of the rows so far."""
+        return self._digest.hexdigest()
+
+
 def digest_of(pairs: Pairs, positions: Sequence[int]) -> bytes:
     """8 bytes that change with a row's query, and with any of the texts at these positions."""
     texts = pairs.texts

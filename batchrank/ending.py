@@ -19,6 +19,7 @@ from batchrank.errors import (
     RowsFailed,
     TryLater,
 )
+from batchrank.part_files import is_whole
 from batchrank.places import Place
 from batchrank.receipt import RECEIPT, read_receipt, write_receipt
 from batchrank.report import Receipt, Share, total
@@ -107,7 +108,9 @@ def too_many_failed(
 
 
 def _whole_receipt(out: Place) -> Receipt | None:
-    return read_receipt(out) if (out / SUCCESS).exists() else None
+    """The receipt of a finished output whose parts are all there."""
+    receipt = read_receipt(out) if (out / SUCCESS).exists() else None
+    return receipt if receipt is not None and is_whole(out, receipt.parts) else None
 
 
 def _receipts(out: Place, marked: Fingerprint) -> list[Receipt]:

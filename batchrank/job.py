@@ -8,16 +8,20 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import msgspec
 import uvloop
 from msgspec.structs import replace
 
+from batchrank.checkpoint import renew
 from batchrank.claim import Claim, Fingerprint, claimed, state_of
 from batchrank.config import JobConfig, check_coordinator, check_price, key_of
 from batchrank.earlier import Previous
 from batchrank.ending import finished_by
 from batchrank.errors import ConfigInvalid, InputBad, InputMissing, OutputUnusable
+from batchrank.part_files import is_whole
 from batchrank.places import Place, is_same
 from batchrank.providers import EMBEDDED_SCORER
+from batchrank.published_rows import check_published_rows
 from batchrank.receipt import RECEIPT, read_receipt
 from batchrank.report import Progress, Receipt
 from batchrank.request import Request, allowed_by, check_rows, columns_of
@@ -25,7 +29,7 @@ from batchrank.reuse import identity_of, opened
 from batchrank.session import Connect, InLoop, Session
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.shards import Shard, shard_of, share_of
-from batchrank.shared import begun_of_finished, claimed_shard, is_finished
+from batchrank.shared import begun_of_finished, claimed_shard, finished_run, reopen
 from batchrank.signals import Signals
 from batchrank.transport import connected
 
@@ -84,11 +88,21 @@ def run(
     fingerprint = Fingerprint(list(source.files), request.limit_rows, deciding)
     if shard is not None:
         fingerprint = replace(fingerprint, shards=shard.of, rows=rows)
-    if not anew and is_finished(request.out, fingerprint):
-        return finished_receipt(request.out)
+    done = None if anew else finished_run(request.out, fingerprint)
+    if done is not None:
+        check_published_rows(request.out, source, config, rows, done)
+        whole = _whole_receipt(request.out)
+        if whole is not None:
+            return whole
     with _claimed(request, state, fingerprint, shard) as claim:
-        if claim.finished and not request.retry_failed:
-            return finished_receipt(claim.folder)
+        begun = claim.begun
+        if begun and check_published_rows(request.out, source, config, rows, begun, shard):
+            renew(claim.database, msgspec.json.encode(replace(begun, files=fingerprint.files)))
+        whole = _whole_receipt(request.out) if claim.finished else None
+        if whole is not None and not request.retry_failed:
+            return whole
+        if claim.finished and whole is None:
+            reopen(claim)
         session = Session(config, request, source, rows, claim, previous, watch, connect, in_loop)
         receipt = session.to_the_end(key, signals)
     return receipt if shard is None else finished_by(receipt, request.out, allowed_by(request))
@@ -118,6 +132,12 @@ def _reused(
             raise
         return [], done.config.get("--reuse")
     return previous, identity_of(previous)
+
+
+def _whole_receipt(out: Place) -> Receipt | None:
+    """Read the receipt of a finished output; None where a part of it went away."""
+    receipt = finished_receipt(out)
+    return receipt if is_whole(out, receipt.parts) else None
 
 
 def finished_receipt(out: Place) -> Receipt:

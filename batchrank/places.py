@@ -7,6 +7,7 @@ whole or not at all: an object appears when its upload is completed, and nothing
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -101,6 +102,11 @@ class Remote:
         folder = fs.FileType.Directory
         return self._children(one for one in self._listed(False) if one.type == folder)
 
+    def sizes(self, pattern: str) -> dict[str, int]:
+        """The sizes of this folder's own files whose names fit."""
+        files = (one for one in self._listed(False) if one.is_file and one.size)
+        return {one.base_name: one.size for one in files if fnmatch(one.base_name, pattern)}
+
     def iterdir(self) -> Iterator["Remote"]:
         return iter(self.files())
 
@@ -192,6 +198,17 @@ def is_same(one: Place, other: Place) -> bool:
     if isinstance(one, Path) and isinstance(other, Path):
         return one.resolve() == other.resolve()
     return str(one) == str(other)
+
+
+def sizes(folder: Place, pattern: str) -> dict[str, int]:
+    """The sizes in bytes of a folder's own files whose names fit, by name."""
+    if isinstance(folder, Remote):
+        return folder.sizes(pattern)
+    found = {}
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):
+            found[path.name] = path.stat().st_size
+    return found
 
 
 def opened(file: Place) -> pa.NativeFile:

@@ -151,6 +151,7 @@ class Session:
                 if self._standing.some_are_missing:
                     self._score(key)
                     self._source.check(everything=True)
+                self._standing.check_parts()
                 error = self._too_many_failed()
             except BatchrankError as raised:
                 error = raised

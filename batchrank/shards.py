@@ -4,7 +4,8 @@ Pure. Of N workers the i-th, counted from 0, takes every part k with k % N = i; 
 by a part at the most, and who does what is known without anybody being asked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from math import floor
 from typing import NamedTuple
 
@@ -140,3 +141,13 @@ def _number(text: str, name: str) -> int:
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
+
+
+def rows_of(parts: Sequence[int], rows_per_part: int, rows: int) -> list[tuple[int, int]]:
+    """The rows of these parts (rising), as ranges (first, stop)."""
+    ranges = []
+    for _, run in groupby(enumerate(parts), lambda placed: placed[1] - placed[0]):
+        together = [part for _, part in run]  # one after another
+        first, last = together[0], together[-1]
+        ranges.append((first * rows_per_part, min((last + 1) * rows_per_part, rows)))
+    return ranges

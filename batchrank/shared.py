@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from batchrank import checkpoint
 from batchrank.claim import (
@@ -46,17 +47,18 @@ def home_of(out: Place, shard: Shard) -> Place:
     return out / STATE / shard.name
 
 
-def is_finished(out: Place, fingerprint: Fingerprint) -> bool:
-    """Whether all of this very run is done, in shards or by a run without, and either is asked
-    for. Raises `InputBad` or `ConfigInvalid` where what is done is another run.
+def finished_run(out: Place, fingerprint: Fingerprint) -> Fingerprint | None:
+    """The run as it was begun, if all of it is done, in shards or without, and either is asked for.
+
+    Raises `InputBad` or `ConfigInvalid` where what is done is another run.
     """
     if not (out.is_dir() and (out / SUCCESS).exists()):
-        return False
+        return None
     begun = _begun(out)
     if begun is None or not (begun.shards or fingerprint.shards):
-        return False
+        return None
     check_same(out, begun, fingerprint)
-    return True
+    return begun
 
 
 def begun_of_finished(out: Place, state: Path) -> Fingerprint | None:
@@ -99,8 +101,7 @@ def claimed_shard(
         )
         if restart:
             _clear(claim, shard)
-        _open(claim, shard, fingerprint)
-        yield claim
+        yield replace(claim, begun=_open(claim, shard, fingerprint, begun))
 
 
 def reopen(claim: Claim) -> None:
@@ -180,11 +181,15 @@ def _clear(claim: Claim, shard: Shard) -> None:
             file.unlink()
 
 
-def _open(claim: Claim, shard: Shard, fingerprint: Fingerprint) -> None:
-    begun = checkpoint.read_fingerprint(claim.database)
-    if begun is not None:
-        check_same(claim.folder, decoded(begun, claim.database), fingerprint)
-        return
+def _open(
+    claim: Claim, shard: Shard, fingerprint: Fingerprint, marked: Fingerprint | None
+) -> Fingerprint | None:
+    """Begin or go on with a shard's state; the run as it was begun, None for a new one."""
+    kept = checkpoint.read_fingerprint(claim.database)
+    if kept is not None:
+        begun = decoded(kept, claim.database)
+        check_same(claim.folder, begun, fingerprint)
+        return begun
     if _own_parts(claim.folder, shard):
         _log.warning(
             "%s: the state of shard %s is lost; its parts are kept, what else was scored is scored "
@@ -193,9 +198,10 @@ def _open(claim: Claim, shard: Shard, fingerprint: Fingerprint) -> None:
             shard,
         )
     claim.database.unlink(missing_ok=True)
-    checkpoint.begin(claim.database, msgspec.json.encode(fingerprint))
+    checkpoint.begin(claim.database, msgspec.json.encode(marked or fingerprint))
     for folder in (claim.state, claim.state.parent):
         sync(claim.folder, folder)
+    return marked
 
 
 def _own_parts(out: Place, shard: Shard) -> list[Place]:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from batchrank.digests import RowsDigest
 from batchrank.errors import OutputUnusable, StorageFailed
 from batchrank.places import Place, Remote, opened
 from batchrank.records import RowScores
@@ -63,6 +64,8 @@ class PartCounts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pairs_reused: int = 0
     rows_reused: int = 0
     left_out: int = 0
+    texts: str = ""
+    """A digest of the queries and texts that were scored."""
 
 
 class PartRecord(msgspec.Struct, frozen=True):
@@ -71,6 +74,8 @@ class PartRecord(msgspec.Struct, frozen=True):
     name: str
     sha256: str
     counts: PartCounts
+    size: int = 0
+    """In bytes; 0 where that was not noted."""
 
 
 class Sink:
@@ -111,11 +116,8 @@ class Sink:
         counts = _counted(rows, self._top_n)
         content = self._parquet(rows, pa.Table.from_batches(list(kept)), counts)
         write_whole(self._folder / self.name(part), content, self._beside)
-        return PartRecord(self.name(part), hashlib.sha256(content).hexdigest(), counts)
-
-    def published(self) -> set[str]:
-        """The names of the parts that are there."""
-        return {path.name for path in self._folder.glob("part-*.parquet")}
+        digest = hashlib.sha256(content).hexdigest()
+        return PartRecord(self.name(part), digest, counts, content.size)
 
     def read(self, part: int) -> PartRecord:
         """The record of a published part, from its file. Raises `OutputUnusable`."""
@@ -203,7 +205,7 @@ def read_record(path: Place) -> PartRecord:
         raise OutputUnusable(f"{path}: is no part that batchrank wrote.") from error
     if counts is None:
         raise OutputUnusable(f"{path}: is no part that batchrank wrote.")
-    return PartRecord(path.name, hashlib.sha256(content).hexdigest(), counts)
+    return PartRecord(path.name, hashlib.sha256(content).hexdigest(), counts, len(content))
 
 
 def read_counts(metadata: Mapping[bytes, bytes] | None) -> PartCounts | None:
@@ -228,7 +230,16 @@ def _counted(rows: Sequence[RowScores], top_n: int) -> PartCounts:
             not row.requests and not row.failed_requests and _reused(row) > 0 for row in rows
         ),
         left_out=sum(max(0, len(row.relevance_scores) - top_n) for row in rows) if top_n else 0,
+        texts=_texts_digest(rows),
     )
+
+
+def _texts_digest(rows: Sequence[RowScores]) -> str:
+    digest = RowsDigest()
+    for row in rows:
+        if row.pairs is not None:
+            digest.add(row.pairs)
+    return digest.hex()
 
 
 def _reused(row: RowScores) -> int:

@@ -44,12 +44,15 @@ Flags = NDArray[np.bool_]
 class FileIdentity(msgspec.Struct, frozen=True):
     """What tells one input file from another that took its name: a changed file changes its
     footer, which holds every page's place and size. Of a text file, its lines and all of it.
+    `modified` (a time or an ETag) differs where a file may have been written again with the same
+    footer; of a text file there is none.
     """
 
     name: str
     size: int
     rows: int
     footer_sha256: str
+    modified: str = ""
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -64,6 +67,9 @@ class Chunk(msgspec.Struct, frozen=True):
 
 class Source:
     """All input files as one sequence of rows. Made by `open_source`."""
+
+    rows_follow_files = True
+    """Whether the rows are those of the first file, then those of the second, and so on."""
 
     def __init__(
         self,
@@ -295,7 +301,7 @@ def footer(path: InputFile) -> tuple[FileIdentity, pa.Schema]:
                     raise InputBad(f"{path}: its footer contradicts itself.")
                 for group, rows in enumerate(groups):
                     _check_size(path, group, metadata.row_group(group).total_byte_size, rows)
-                identity = FileIdentity(path.name, size, metadata.num_rows, digest)
+                identity = FileIdentity(path.name, size, metadata.num_rows, digest, path.modified)
                 return identity, parquet.schema_arrow
         except (pa.ArrowException, OSError, ValueError) as error:
             path.check()

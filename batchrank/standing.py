@@ -6,7 +6,6 @@ Looked up once, when a session begins; from then on it is kept up to date as par
 import logging
 from array import array
 from datetime import UTC, datetime
-from itertools import groupby
 from math import ceil, isnan
 
 import msgspec
@@ -15,10 +14,13 @@ from batchrank.assembly import Part
 from batchrank.checkpoint import Checkpoint
 from batchrank.claim import Claim
 from batchrank.config import JobConfig
+from batchrank.errors import TryLater
 from batchrank.pairs import SideFiles
+from batchrank.part_files import PATTERN, missing_parts, shortened
+from batchrank.places import sizes
 from batchrank.records import RowScores
 from batchrank.report import total
-from batchrank.shards import Shard, rows_in
+from batchrank.shards import Shard, rows_in, rows_of
 from batchrank.shared import reopen
 from batchrank.sink import PartRecord, Sink
 
@@ -75,13 +77,8 @@ class Standing:
     @property
     def missing(self) -> list[tuple[int, int]]:
         """The rows of the parts that are not published, as ranges (first, stop)."""
-        size = self._rows_per_part
         missing = [part for part in self.parts if part not in self.published]
-        ranges = []
-        for _, run in groupby(enumerate(missing), lambda placed: placed[1] - placed[0]):
-            parts = [part for _, part in run]  # one after another
-            ranges.append((parts[0] * size, min((parts[-1] + 1) * size, self._rows)))
-        return ranges
+        return rows_of(missing, self._rows_per_part, self._rows)
 
     def settled(self) -> tuple[int, int]:
         """Rows that are done, and those of them that are kept: they wait for others of their part.
@@ -110,17 +107,33 @@ class Standing:
         _log.info("%s published: %d rows", record.name, record.counts.rows)
         self.checkpoint.forget(part, msgspec.json.encode(record))
 
+    def check_parts(self) -> None:
+        """Look for every part that counts as published, by name and size.
+
+        Raises `TryLater` where one is gone, whose rows are then to be scored again, and
+        `OutputUnusable` where one is another file.
+        """
+        gone = missing_parts(self._claim.folder, self.published.values())
+        if gone:
+            self.published = {at: one for at, one in self.published.items() if one.name not in gone}
+            raise TryLater(
+                f"{self._claim.folder}: {shortened(gone)} went away while the run was at work. The "
+                "same command scores those rows again."
+            )
+
     def _parts_that_exist(self) -> dict[int, PartRecord]:
         """A part that exists is done, also when the run was killed before it could note that: at
         its first writing, or, where rows of it had failed, at its second.
         """
-        recorded, there = self.checkpoint.parts(), self._sink.published()
+        recorded, there = self.checkpoint.parts(), sizes(self._claim.folder, PATTERN)
+        known = {part: self.checkpoint.decoded(one, PartRecord) for part, one in recorded.items()}
+        for name in missing_parts(self._claim.folder, known.values()):
+            _log.warning("%s: is gone; its rows are scored again", self._claim.folder / name)
         published = {}
         for part in self.parts:
             if self._sink.name(part) not in there:
                 continue
-            known = recorded.get(part)
-            record = None if known is None else self.checkpoint.decoded(known, PartRecord)
+            record = known.get(part)
             if record is None or record.counts.failed_offsets:
                 found = self._sink.read(part)
                 if found != record:

@@ -35,7 +35,7 @@ DOORS = {
     },
     "aiolimiter": {"throttle"},
     "pyarrow": {"places", "schema", "input_file", "source", "sink", "pairs", "inspection", "output"}
-    | {"export", "findings", "process", "rankings", "qrels", "text_lines"}
+    | {"export", "findings", "process", "rankings", "qrels", "text_lines", "published_rows"}
     | SHAPES,
     "polars": {"rankings", "qrels", "export", "shapes.hashes", "frames"},
     "scipy": {"evaluation"},
@@ -152,6 +152,7 @@ def test_only_the_composition_point_knows_the_shell() -> None:
             "figures",
             "page",
             "shared",
+            "published_rows",
         }
     )
 

@@ -135,6 +135,7 @@ def forged(out: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     pq.write_table(change(rows).replace_schema_metadata(rows.schema.metadata), path)
     receipt = json.loads((out / "_run.json").read_bytes())
     receipt["parts"][0]["sha256"] = read_record(path).sha256
+    receipt["parts"][0]["size"] = path.stat().st_size
     (out / "_run.json").write_text(json.dumps(receipt))
 
 

@@ -34,6 +34,8 @@ _CHUNK_BYTES = 4 << 20
 class Grouped(Source):
     """Rows made of groups of lines. `gather` looks at all of the input, when first asked for."""
 
+    rows_follow_files = False
+
     def __init__(
         self,
         paths: Sequence[InputFile],
