@@ -4,13 +4,20 @@ A chart's drawing stretches with the page while its strokes do not, and its labe
 page: they keep their size on a phone. Colours are the page's own (see `page.STYLE`).
 """
 
+import html
 from collections.abc import Iterable, Sequence
-from html import escape
 from math import floor, log10
+
+from batchrank import errors
 
 _WIDTH, _HEIGHT = 1000.0, 100.0
 Line = Sequence[tuple[float, float]]
 """Points of a line: x and y, in the order of x."""
+
+
+def escape(text: str) -> str:
+    """A text as HTML that shows it, whatever it holds."""
+    return html.escape(errors.escape(text))
 
 
 def lines(

@@ -14,7 +14,7 @@ import click
 
 from batchrank import __version__
 from batchrank.coordinate import coordinate
-from batchrank.errors import BatchrankError, ExitCode, StorageFailed
+from batchrank.errors import BatchrankError, ExitCode, StorageFailed, escape
 from batchrank.logs import log, log_to_stderr
 from batchrank.options import SHARD, STATE_DIR, check_reuse, configured, load_options, reusing
 from batchrank.process import rarely_collected, spare_memory, spare_threads
@@ -294,7 +294,7 @@ def verify(out: str) -> None:
     from batchrank.places import place
 
     folder = place(out)
-    click.echo(f"{folder}: {describe_whole(verify(folder))}.")
+    _say(f"{folder}: {describe_whole(verify(folder))}.")
 
 
 @cli.command()
@@ -354,7 +354,7 @@ def report(out: Path, file: Path | None) -> None:
     """
     from batchrank.page import write_page
 
-    click.echo(write_page(out, file))
+    _say(str(write_page(out, file)))
 
 
 @cli.command()
@@ -391,7 +391,7 @@ def export(out: Path, form: str, file: Path | None) -> None:
             raise
         return  # whoever reads has seen enough
     if not exported.finished:
-        click.echo(
+        _say(
             f"batchrank: {out}: is not finished; the {exported.rows:,} rows of its "
             f"{len(exported.parts):,} parts so far are exported. See `batchrank status`.",
             err=True,
@@ -428,7 +428,15 @@ def _deadline(text: str) -> "Deadline":
 def _show(figures: Any, words: Callable[[Any], str], *, as_json: bool) -> None:
     import msgspec
 
-    click.echo(msgspec.json.encode(figures).decode() if as_json else words(figures))
+    if as_json:
+        click.echo(msgspec.json.encode(figures).decode())
+    else:
+        _say(words(figures))
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """Lines for a person: what a path or a name in them holds is shown, and never obeyed."""
+    click.echo(escape(text, keep="\n\t"), err=err)
 
 
 def _end(message: str, code: int) -> None:
@@ -468,7 +476,7 @@ def main() -> None:
     except BatchrankError as error:
         _end(str(error), error.code)
     except click.UsageError as error:
-        error.show()
+        click.UsageError(escape(error.format_message()), error.ctx).show()
         sys.exit(ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(ExitCode.INTERRUPTED)

@@ -6,6 +6,7 @@ fits, and never 99, which Airflow's BashOperator reads as "skip".
 """
 
 from enum import IntEnum
+from unicodedata import category
 
 
 class ExitCode(IntEnum):
@@ -35,10 +36,33 @@ AGAIN = frozenset(
 """Codes after which the same command may go on as it is; after the others something must change."""
 
 
+def escape(text: str, keep: str = "") -> str:
+    """Write what a terminal or a reader would obey, and not show, as Python does: `\\x1b`.
+
+    That is all of Unicode's category C (control and bidirectional marks, surrogates, unassigned)
+    and the two separators of lines. Whatever a server, a file's name or a configuration says goes
+    through here before it is part of a message.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char in keep or not _is_unseen(char) else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _is_unseen(char: str) -> bool:
+    kind = category(char)
+    return kind[0] == "C" or kind in ("Zl", "Zp")
+
+
 class BatchrankError(Exception):
     """A foreseen failure: its text is for the user, its `code` for the scheduler."""
 
     code = ExitCode.BUG
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(escape(message))
 
 
 class RowsFailed(BatchrankError):

@@ -204,6 +204,6 @@ def _output(folder: Place, receipt: Receipt) -> pl.DataFrame:
 
 
 def _error(receipt: Receipt) -> BatchrankError:
-    error = BatchrankError(receipt.message)
+    error = BatchrankError(receipt.message or "")
     error.code = ExitCode(receipt.exit_code)
     return error

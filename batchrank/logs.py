@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TextIO
 
+from batchrank.errors import escape
+
 log = logging.getLogger("batchrank")
 
 
 def log_to_stderr(log_format: str, level: str) -> None:
     """Have everything from `level` on written, as "text" or as "json"."""
-    log.handlers = [_to_stderr(_JsonLines() if log_format == "json" else _plain)]
+    log.handlers = [_to_stderr(_JsonLines() if log_format == "json" else _PlainLines())]
     log.propagate = False
     log.setLevel(level.upper())
 
@@ -21,7 +23,7 @@ def log_to_stderr(log_format: str, level: str) -> None:
 @contextmanager
 def warnings_to_stderr() -> Iterator[None]:
     """Show warnings as the command does, for a program that has arranged no logging of its own."""
-    handler = _to_stderr(_plain)
+    handler = _to_stderr(_PlainLines())
     if log.hasHandlers():
         yield
         return
@@ -30,9 +32,6 @@ def warnings_to_stderr() -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-
-
-_plain = logging.Formatter("batchrank: %(message)s")
 
 
 def _to_stderr(form: logging.Formatter) -> logging.Handler:
@@ -56,6 +55,13 @@ class _StandardError(logging.StreamHandler[TextIO]):
         raise AttributeError("it is always standard error")
 
 
+class _PlainLines(logging.Formatter):
+    """The message after the program's name; one line, whatever it quotes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"batchrank: {escape(record.getMessage())}"
+
+
 class _JsonLines(logging.Formatter):
     """One object a line: time (UTC), level, logger, message, and a record's `figures`."""
 
@@ -65,7 +71,7 @@ class _JsonLines(logging.Formatter):
             "time": moment.isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": escape(record.getMessage()),
             **getattr(record, "figures", {}),
         }
         return json.dumps(line, ensure_ascii=False)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from batchrank.errors import BatchrankError, ExitCode, StorageFailed
+from batchrank.errors import BatchrankError, ExitCode, StorageFailed, escape
 from batchrank.report import Progress, Receipt, write_unsynced
 
 _EVERY_SECONDS = 1.0
@@ -42,7 +42,7 @@ class Metrics:
     def __init__(self, path: Path | None, out: Path | str, shard: object = None) -> None:
         self._path = path
         which = "" if shard is None else f',shard="{shard}"'
-        self._label = '{output="' + _escaped(str(out)) + f'"{which}}}'
+        self._label = '{output="' + _escaped(escape(str(out))) + f'"{which}}}'
         self._last_success = self._read_last_success()
         self._figures: dict[str, float | None] = {}
         self._written = float("-inf")

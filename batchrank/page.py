@@ -3,10 +3,10 @@
 An older run, one that is at work and one that was killed have their page too.
 """
 
-from html import escape
 from pathlib import Path
 
 from batchrank import sections
+from batchrank.charts import escape
 from batchrank.errors import OutputUnusable
 from batchrank.findings import findings
 from batchrank.inspection import Status, status

@@ -18,6 +18,7 @@ from batchrank.errors import (
     BatchrankError,
     ConfigInvalid,
     KeyRefused,
+    escape,
 )
 from batchrank.wire.answers import BadAnswer, Refusal, Scores, read, read_refusal
 
@@ -38,6 +39,7 @@ class Answered(msgspec.Struct, frozen=True):
     """A whole HTTP answer, of whatever status, with three of its headers: `Retry-After`, the `Date`
     that an absolute one is measured from, so that no clock need agree with the server's, and
     `x-compute-tokens`, which is where Text Embeddings Inference says what it read.
+    `encoding`: how the body is encoded still, since that is not known here.
     """
 
     status: int
@@ -45,6 +47,7 @@ class Answered(msgspec.Struct, frozen=True):
     retry_after: str | None = None
     date: str | None = None
     compute_tokens: str | None = None
+    encoding: str | None = None
 
 
 class Unanswered(msgspec.Struct, frozen=True):
@@ -166,7 +169,8 @@ def _judge_ok(exchange: Answered, documents: int) -> Verdict:
     try:
         answer = read(exchange.body, documents)
     except BadAnswer as error:
-        said = f"the answer breaks the contract: {error}"
+        reason = error if exchange.encoding is None else _encoding(exchange.encoding)
+        said = f"the answer breaks the contract: {reason}"
         return Again(said, possibly_paid=True, answered=True, broken=True, at_risk=True)
     if isinstance(answer, Refusal):
         if answer.code.isdecimal() and 400 <= int(answer.code) < 600:
@@ -220,6 +224,10 @@ def _said(status: int, refusal: Refusal) -> str:
     which = f", {named[0]}" if named else ""
     code = f" {refusal.code[:80]}" if refusal.code else ""
     return f"the endpoint answered {status}{code}{which}"
+
+
+def _encoding(name: str) -> str:
+    return f"it comes with Content-Encoding {escape(name[:40])}, though identity was asked for"
 
 
 def _redirect(exchange: Answered) -> str:

@@ -15,6 +15,7 @@ import aiohttp
 from multidict import CIMultiDict
 
 from batchrank.connections import MOST_BEFORE_HEAD, EndlessHead, GuardedConnector, RequestBody
+from batchrank.packed import unpack
 from batchrank.proxy import Proxy, find_proxy
 from batchrank.retry import Answered, Exchange, Unanswered
 
@@ -26,6 +27,9 @@ _READING_SECONDS = 0.25
 
 _BYTES_PER_RESULT = 512
 _BYTES_BESIDES = 256 * 1024
+_MOST_ECHOED = 6
+"""Bytes of an answer for each that was sent: vLLM and Infinity echo the documents, whether asked to
+or not, and no escape of JSON makes more than six bytes of one."""
 _PASSING_PROXY_STATUSES = {408, 425, 429}
 """A proxy's 5xx pass as well; its other answers to CONNECT do not."""
 _ADVICE = {
@@ -76,8 +80,13 @@ class Transport:
             self._url, data=request, headers=self._headers, allow_redirects=False
         ) as response:
             self._was_answered = True
-            cap = _BYTES_BESIDES + documents * _BYTES_PER_RESULT
-            content = await _capped(response, cap)
+            cap = (
+                _BYTES_BESIDES + documents * _BYTES_PER_RESULT + _MOST_ECHOED * (request.size or 0)
+            )
+            content, encoding = await _capped(response, cap), None
+            if content is not None and content[:1] not in (b"{", b"["):
+                encoding = response.headers.get("Content-Encoding")
+                content, encoding = unpack(content, encoding, cap)
             if content is None and response.status >= 400:
                 content = b""  # an error that echoes the request, as pydantic's do
             if content is None:
@@ -86,7 +95,7 @@ class Transport:
             retry_after = headers.get("Retry-After")
             date = None if retry_after is None else headers.get("Date") or formatdate(usegmt=True)
             tokens = headers.get("x-compute-tokens")
-            return Answered(response.status, content, retry_after, date, tokens)
+            return Answered(response.status, content, retry_after, date, tokens, encoding)
 
     def _unanswered(self, error: aiohttp.ClientError | TimeoutError, *, sent: bool) -> Unanswered:
         """Say why no answer came. `sent`: a byte of the request may have left."""

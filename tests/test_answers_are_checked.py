@@ -65,10 +65,6 @@ BAD = {
         b'{"data":[{"index":1,"relevance_score":1}]}',
         "1 results for 2 documents",
     ),
-    "meta of text": (
-        flat(*GOOD).replace(b'"usage"', b'"meta":"none","usage"'),
-        "Expected `object | null`, got `str`",
-    ),
     "a number": (b"7", "Expected `object`, got `int`"),
     "nothing": (b"", "not a rerank answer"),
     "truncated": (flat(*GOOD)[:-20], "not a rerank answer"),
@@ -77,7 +73,6 @@ BAD = {
     "not UTF-8": (b'{"message":"\xff\xfe"}', "not a rerank answer"),
     "half a surrogate": (b'{"message":"\\ud800"}', "not a rerank answer"),
     "gzip": (b"\x1f\x8b\x08\x00\x00", "JSON is malformed"),
-    "usage of text": (flat(*GOOD).replace(b"9}", b'"9"}'), "Expected `int | null`, got `str`"),
 }
 
 

@@ -7,12 +7,16 @@ the usual answer nothing.
 A body is a `Scores` only when each of the request's documents has exactly one finite score under
 an index that is an int and in range; it is a `Refusal` when it carries an error, whatever the HTTP
 status; anything else raises `BadAnswer`. A gap is never read as a 0, nor a missing list as empty.
+What a server says is escaped here.
 """
 
 from collections.abc import Sequence
 from math import ceil, inf, isfinite, nan
 
 import msgspec
+
+from batchrank.errors import escape
+from batchrank.wire.envelopes import normalize, strip_lead
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -148,12 +152,14 @@ _error_body = msgspec.json.Decoder(_ErrorBody)
 def read(body: bytes, documents: int) -> Scores | Refusal:
     """The answer of HTTP status 200 to a request of so many documents. Raises `BadAnswer`."""
     try:
+        if body[:1] not in (b"{", b"["):
+            body = strip_lead(body)
         if body[:1] == b"[":
             return Scores(_in_order(_bare.decode(body), documents), None, None)
         answer = _decoded(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # Not the decoder's own words on values: they quote paths only, never the text.
-        raise BadAnswer(f"not a rerank answer: {error}") from None
+        raise BadAnswer(f"not a rerank answer: {escape(str(error))}") from None
     results = answer.results
     if results is None:
         results = answer.data if answer.output is None else answer.output.results
@@ -170,21 +176,37 @@ def read(body: bytes, documents: int) -> Scores | Refusal:
 
 
 def _decoded(body: bytes) -> _Body:
+    """Decode an answer: as most are, with the shorter name, or with an odd envelope made usual."""
+    try:
+        return _body.decode(body)
+    except msgspec.ValidationError:
+        pass
+    try:
+        return _named_body.decode(body)
+    except msgspec.ValidationError:
+        body = normalize(body)
     try:
         return _body.decode(body)
     except msgspec.ValidationError as error:
         try:
             return _named_body.decode(body)
-        except msgspec.ValidationError:
-            raise error from None
+        except msgspec.ValidationError as of_named:
+            raise (of_named if b'"score"' in body else error) from None
 
 
 def read_refusal(body: bytes) -> Refusal:
     """The error of any other status; an unreadable body (a proxy's HTML) gives empty texts."""
     try:
-        return _refusal(_error_body.decode(body))
+        return _refusal(_decoded_error(strip_lead(body)))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Refusal("", "", None)
+
+
+def _decoded_error(body: bytes) -> _ErrorBody:
+    try:
+        return _error_body.decode(body)
+    except msgspec.ValidationError:
+        return _error_body.decode(normalize(body))
 
 
 def _billed(answer: _Body) -> int | None:
@@ -222,7 +244,7 @@ def _refusal(body: _Body | _ErrorBody) -> Refusal:
             message = message or body.detail
         elif body.detail:
             code, message = code or body.detail[0].type, message or body.detail[0].msg
-    return Refusal(str(code or ""), message or "", body.request_id or body.id)
+    return Refusal(escape(str(code or "")), escape(message or ""), body.request_id or body.id)
 
 
 def _is_word(code: str | int | None) -> bool:
