@@ -42,7 +42,7 @@ class Metrics:
     def __init__(self, path: Path | None, out: Path | str, shard: object = None) -> None:
         self._path = path
         which = "" if shard is None else f',shard="{shard}"'
-        self._label = '{output="' + _escaped(escape(str(out))) + f'"{which}}}'
+        self._label = '{output="' + _escaped(escape(str(out), keep="\n")) + f'"{which}}}'
         self._last_success = self._read_last_success()
         self._figures: dict[str, float | None] = {}
         self._written = float("-inf")
