@@ -6,6 +6,7 @@ the endpoint a moment ago, or from the checkpoint of a run that was killed.
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from math import isnan, nan
 from typing import Any
@@ -68,6 +69,7 @@ class Assembly:
         self._rows: dict[int, _OpenRow] = {}
         self._slots: dict[int, Sequence[Slot]] = {}
         self.rows_done = 0
+        self.statuses = Counter[str]()
 
     @property
     def open_parts(self) -> int:
@@ -135,6 +137,7 @@ class Assembly:
         part.rows[row.index - part.first] = row
         part.waiting -= 1
         self.rows_done += 1
+        self.statuses[row.status] += 1
         if part.waiting:
             return None
         return self._parts.pop(index)

@@ -196,6 +196,7 @@ class Sender:
         self._price = price
         self._whole = whole
         self._refused: list[_Refused] = []
+        self.requests = self.retries = 0
 
     async def board(self) -> None:
         """Wait for a place in flight. Raises `Halted`."""
@@ -285,9 +286,10 @@ class Sender:
             return Halve("a request of no greater size was refused", size=True), len(body)
         pauses: dict[bool, Iterator[float]] = {}
         failures = alone = 0
+        again = False
         while True:
             before = self._endpoint.successes
-            verdict = await self._exchange(body, count, plan.tokens, tally)
+            verdict = await self._exchange(body, count, plan.tokens, tally, again=again)
             if not isinstance(verdict, Again):
                 return verdict, len(body)
             if not verdict.throttled:
@@ -303,9 +305,11 @@ class Sender:
             pause = max(verdict.after_seconds or 0.0, next(pauses[flag]))
             _log.debug("row %d: %s; again in %.1f s", row_of(plan.plan_id), verdict.reason, pause)
             await self._halt.unless_halted(asyncio.sleep(pause))
-            tally.retries += 1
+            again = True
 
-    async def _exchange(self, body: bytes, documents: int, tokens: int, tally: "_Tally") -> Verdict:
+    async def _exchange(
+        self, body: bytes, documents: int, tokens: int, tally: "_Tally", *, again: bool
+    ) -> Verdict:
         most = self._price.most(tokens, documents)
         if not tally.aboard:
             await self.board()
@@ -313,6 +317,8 @@ class Sender:
         try:
             sent_at = await self._halt.unless_halted(self._endpoint.admit(tokens, documents))
             tally.sent(most)
+            tally.retries += again
+            self.requests, self.retries = self.requests + 1, self.retries + again
             answer = await self._halt.unless_abandoned(self._endpoint.exchange(body, documents))
         finally:
             tally.aboard = False

@@ -43,6 +43,7 @@ class Feed:
         self._known = known
         self._again = again
         self.waited_seconds = 0.0
+        self.is_waited_for = False
 
     async def chunks(
         self, only: Flags | None = None
@@ -53,7 +54,9 @@ class Feed:
             upcoming = thread.submit(next, chunks, None)
             while True:
                 began = time.monotonic()
+                self.is_waited_for = True
                 item = await asyncio.wrap_future(upcoming)
+                self.is_waited_for = False
                 self.waited_seconds += time.monotonic() - began
                 if item is None:
                     return

@@ -17,6 +17,7 @@ from batchrank.records import Spent
 from batchrank.report import LIMITED_BY, Left, Progress, Receipt, total
 from batchrank.sink import PartRecord
 from batchrank.source import FileIdentity
+from batchrank.standstill import Standstill
 
 TICK_SECONDS = 0.25
 _RATE_TICKS = 40
@@ -41,26 +42,44 @@ class Figures:
         """A plan is settled, or dropped."""
         self.spent = self.spent + spent
 
-    def progress(self, rows_done: int) -> Progress:
-        """The figures of this instant, to be asked for every `TICK_SECONDS`."""
+    def progress(
+        self,
+        rows_done: int,
+        *,
+        requests: int,
+        retries: int,
+        throttled: int,
+        rows_failed: int,
+        rows_partial: int,
+        standstill: Standstill | None,
+    ) -> Progress:
+        """Return the figures of this instant, to be asked for every `TICK_SECONDS`. `requests` and
+        `retries` are those of this session, of rows that are not done yet included.
+        """
         now = time.monotonic()
-        self._recent.append((now, self.spent.requests, rows_done))
-        since, requests, rows = self._recent[0]
+        sent = self._before.requests + requests
+        self._recent.append((now, sent, rows_done))
+        since, sent_then, rows = self._recent[0]
         seconds = max(now - since, 1e-9)
         row_rate = (rows_done - rows) / seconds
         return Progress(
             rows=self._rows,
             rows_done=rows_done,
-            requests=self.spent.requests,
+            requests=sent,
             tokens=self.spent.tokens,
             cost_usd=self._cost,
             cost_is_real=self._config.bills,
             seconds=now - self._began,
-            requests_per_second=(self.spent.requests - requests) / seconds,
+            requests_per_second=(sent - sent_then) / seconds,
             seconds_left=(self._rows - rows_done) / row_rate if row_rate > 0 else None,
             finish_by=self._finish_by,
             provider=self._config.endpoint.provider,
             scorer=self._config.scorer,
+            rows_failed=rows_failed,
+            rows_partial=rows_partial,
+            retries=self._before.retries + retries,
+            throttled=throttled,
+            standstill=standstill,
         )
 
     def limited_by(self, waited_seconds: Mapping[str, float]) -> str | None:

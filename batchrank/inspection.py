@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from batchrank.claim import Fingerprint, marked_in, state_of
 from batchrank.errors import ExitCode, InputBad, OutputUnusable
@@ -19,7 +20,8 @@ from batchrank.providers import PROVIDERS
 from batchrank.receipt import RECEIPT, read_receipt, receipt_in
 from batchrank.report import Progress, Receipt, clock, money, read_live, scorer_line
 from batchrank.sink import SUCCESS, PartRecord, read_record
-from batchrank.workers import STATES, Worker, is_held, is_older, sum_of, workers
+from batchrank.standstill import describe
+from batchrank.workers import STATES, Worker, is_held, is_older, silence, sum_of, workers
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,9 +48,17 @@ def status(out: Place, state_dir: Path | None = None) -> Status:
     stale = running or (not finished and is_older(receipt_in(out), state))
     return Status(
         state="running" if running else "finished" if finished else "stopped",
-        progress=read_live(state),
+        progress=_live(state, running=running),
         receipt=None if stale else read_receipt(out),
     )
+
+
+def _live(state: Path, *, running: bool) -> Progress | None:
+    """Read a run's latest figures; of one at work that writes none, say so."""
+    progress = read_live(state)
+    if progress is None or not running:
+        return progress and replace(progress, standstill=None)
+    return replace(progress, standstill=silence(state) or progress.standstill)
 
 
 def _status_of_shards(out: Place, marked: Fingerprint, state_dir: Path | None) -> Status:
@@ -75,6 +85,7 @@ def status_words(status: Status) -> str:
         kept = status.progress.rows_done - done if status.progress is not None else 0
         more = f", {kept:,} more answered and kept" if receipt.rows_open and kept > 0 else ""
         failed = f", {receipt.rows_failed:,} failed"
+        failed += f", {receipt.rows_partial:,} partial" if receipt.rows_partial else ""
         lines += [
             ("rows", f"{done:,} of {receipt.rows:,} published{more}{failed}"),
             *scorer_line(receipt),
@@ -92,19 +103,31 @@ def status_words(status: Status) -> str:
         left += "" if progress.finish_by is None else f"; stops by {progress.finish_by}"
         share = f" ({progress.rows_done / progress.rows:.1%})" if progress.rows else ""
         lines += [
-            ("rows", f"{progress.rows_done:,} of {progress.rows:,}{share}"),
+            ("rows", f"{progress.rows_done:,} of {progress.rows:,}{share}{_lacking(progress)}"),
             *scorer_line(progress),
-            ("requests", f"{progress.requests:,}{rate}"),
+            ("requests", f"{progress.requests:,}{rate}{_troubles(progress)}"),
             ("tokens", f"{progress.tokens:,} billed"),
             ("cost", money(progress.cost_usd, progress.cost_is_real)),
         ]
         if running:
             lines.append(("time left", left))
+            if progress.standstill is not None:
+                lines.append(("stalled", describe(progress.standstill)))
         elif not shards:
             said = "killed before it could say why; the same command goes on from here."
             lines.append(("message", said))
     lines += _shard_lines(shards)
     return "\n".join(f"{name:<11}{text}" for name, text in lines)
+
+
+def _lacking(progress: Progress) -> str:
+    counts = ((progress.rows_failed, "failed"), (progress.rows_partial, "partial"))
+    return "".join(f", {count:,} {what}" for count, what in counts if count)
+
+
+def _troubles(progress: Progress) -> str:
+    counts = ((progress.retries, "sent again"), (progress.throttled, "throttled"))
+    return "".join(f", {count:,} {what}" for count, what in counts if count)
 
 
 def _shard_lines(shards: Sequence[Worker]) -> Iterator[tuple[str, str]]:
@@ -119,6 +142,8 @@ def _shard_lines(shards: Sequence[Worker]) -> Iterator[tuple[str, str]]:
     for worker in shards:
         if worker.message and worker.state == "stopped":
             yield worker.shard, worker.message
+        elif worker.standstill is not None:
+            yield worker.shard, describe(worker.standstill)
 
 
 def verify(out: Place) -> Receipt:

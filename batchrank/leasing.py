@@ -83,6 +83,11 @@ class Leasing:
                 )
             await asyncio.sleep(LOOK_SECONDS)
 
+    @property
+    def has_share(self) -> bool:
+        """Whether any part of the account may be used now."""
+        return self.holding.share(self._clock()) > 0
+
     async def renew(self) -> Lease | Refusal | None:
         """Ask once."""
         asked_at = self._clock()

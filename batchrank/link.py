@@ -56,6 +56,9 @@ class Link:
         self._series = series
         self._clock = asyncio.get_running_loop().time
         self._spending = asyncio.Lock()
+        self._in_flight: dict[int, float] = {}
+        self._sent = 0
+        self.slowest_seconds = 0.0
 
     @property
     def successes(self) -> int:
@@ -91,7 +94,20 @@ class Link:
         await self._checkpoint.durable()
 
     async def exchange(self, body: bytes, documents: int) -> Exchange:
-        return await self._transport.exchange(body, documents)
+        self._sent += 1
+        number, began = self._sent, self._clock()
+        self._in_flight[number] = began
+        try:
+            return await self._transport.exchange(body, documents)
+        finally:
+            del self._in_flight[number]
+
+    @property
+    def unanswered(self) -> tuple[int, float]:
+        """How many requests are in flight, and for how many seconds the oldest has been."""
+        if not self._in_flight:
+            return 0, 0.0
+        return len(self._in_flight), self._clock() - next(iter(self._in_flight.values()))
 
     def learn(self, verdict: Verdict, sent_at: float, tokens: int, documents: int) -> None:
         read: int | None = 0
@@ -106,7 +122,9 @@ class Link:
         if self._budget.capped:
             self._budget.settle(self._price.most(tokens, documents), billed)
         if isinstance(verdict, Scores):
-            self._series.answered(self._clock() - sent_at, read or 0)
+            seconds = self._clock() - sent_at
+            self.slowest_seconds = max(self.slowest_seconds, seconds)
+            self._series.answered(seconds, read or 0)
         else:
             throttled = isinstance(verdict, Again) and verdict.throttled
             self._series.unanswered(_reason(verdict), throttled=throttled)

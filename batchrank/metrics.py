@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed, escape
@@ -19,17 +20,24 @@ from batchrank.report import Progress, Receipt, write_unsynced
 _EVERY_SECONDS = 1.0
 _LAST_UPDATE = "batchrank_last_update_timestamp_seconds"
 _LAST_SUCCESS = "batchrank_last_success_timestamp_seconds"
+_STALLED_SINCE = "batchrank_stalled_since_timestamp_seconds"
+_STALLED_UNTIL = "batchrank_stalled_until_timestamp_seconds"
 _HELP = {
     "batchrank_running": "1 while the run is at work, then 0.",
     "batchrank_exit_code": "How the latest run ended; absent while it is at work.",
     "batchrank_rows": "Rows of the input.",
     "batchrank_rows_done": "Rows that are settled, those of earlier sessions included.",
-    "batchrank_rows_failed": "Rows that lack scores; absent while the run is at work.",
+    "batchrank_rows_failed": "Rows that lack scores.",
+    "batchrank_rows_partial": "Rows that lack some of their scores.",
     "batchrank_requests_total": "Requests sent, those of earlier sessions included.",
     "batchrank_requests_per_second": "Requests over the last moments.",
     "batchrank_tokens_billed_total": "Tokens that the endpoint reported.",
     "batchrank_cost_usd_total": "What these cost (local: at the hosted price).",
-    "batchrank_retries_total": "Requests sent again; absent while the run is at work.",
+    "batchrank_retries_total": "Requests sent again.",
+    "batchrank_throttled_total": "Answers that asked for less; absent when the run has ended.",
+    "batchrank_stalled": "1 while nothing succeeds; absent when the run has ended.",
+    _STALLED_SINCE: "Since when nothing succeeds, with the reason; absent while all is well.",
+    _STALLED_UNTIL: "When the run gives up, with the reason; absent where it does not.",
     "batchrank_seconds_left": "Time left at the latest rate; absent where it is unknown.",
     _LAST_UPDATE: "When this file was written.",
     _LAST_SUCCESS: "When a run into this output last ended with 0; absent before the first.",
@@ -46,6 +54,7 @@ class Metrics:
         self._last_success = self._read_last_success()
         self._figures: dict[str, float | None] = {}
         self._written = float("-inf")
+        self._reason = ""
         self.code = int(ExitCode.DONE)
 
     def progress(self, progress: Progress) -> None:
@@ -59,8 +68,17 @@ class Metrics:
             "batchrank_requests_total": progress.requests,
             "batchrank_tokens_billed_total": progress.tokens,
             "batchrank_cost_usd_total": progress.cost_usd,
+            "batchrank_rows_failed": progress.rows_failed,
+            "batchrank_rows_partial": progress.rows_partial,
+            "batchrank_retries_total": progress.retries,
         }
+        why = progress.standstill
+        self._reason = "" if why is None else why.reason
         moment = {
+            "batchrank_throttled_total": progress.throttled,
+            "batchrank_stalled": int(why is not None),
+            _STALLED_SINCE: None if why is None else _timestamp(why.since),
+            _STALLED_UNTIL: None if why is None else _timestamp(why.until),
             "batchrank_requests_per_second": progress.requests_per_second,
             "batchrank_seconds_left": progress.seconds_left,
         }
@@ -74,6 +92,7 @@ class Metrics:
             "batchrank_rows": receipt.rows,
             "batchrank_rows_done": receipt.rows - receipt.rows_open,
             "batchrank_rows_failed": receipt.rows_failed,
+            "batchrank_rows_partial": receipt.rows_partial,
             "batchrank_requests_total": receipt.requests,
             "batchrank_retries_total": receipt.retries,
             "batchrank_tokens_billed_total": receipt.tokens_billed,
@@ -103,10 +122,15 @@ class Metrics:
             if value is not None:
                 kind = "counter" if name.endswith("_total") else "gauge"
                 lines += [f"# HELP {name} {_HELP[name]}", f"# TYPE {name} {kind}"]
-                lines.append(f"{name}{self._label} {value}")
+                lines.append(f"{name}{self._labels(name)} {value}")
         # Another run may write the same file; and the collector reads *.prom, which this is not.
         draft = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
         write_unsynced(self._path, "\n".join([*lines, ""]).encode(), mode=0o644, draft=draft)
+
+    def _labels(self, name: str) -> str:
+        if name not in (_STALLED_SINCE, _STALLED_UNTIL):
+            return self._label
+        return self._label[:-1] + f',reason="{_escaped(self._reason)}"}}'
 
     def _read_last_success(self) -> float | None:
         try:
@@ -138,6 +162,10 @@ def measured(path: Path | None, out: Path | str, shard: object = None) -> Iterat
         raise
     finally:
         metrics.ended(code)
+
+
+def _timestamp(moment: str | None) -> float | None:
+    return datetime.fromisoformat(moment).timestamp() if moment else None
 
 
 def _escaped(label: str) -> str:

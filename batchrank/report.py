@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from batchrank.sink import PartRecord
 from batchrank.source import FileIdentity
+from batchrank.standstill import Standstill
 
 LIMITED_BY = {
     "requests": "requests per minute",
@@ -29,8 +30,9 @@ LIMITED_BY = {
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """A run's figures at an instant, sessions before this one included, but for the times.
 
-    `scorer` is the model, or the embedded one. `seconds` is this session's; `requests_per_second`
-    its mean over the last moments.
+    `scorer` is the model, or the embedded one.
+    `retries` counts requests that were sent again, `throttled` answers that asked for less.
+    `seconds` is this session's; `requests_per_second` its mean over the last moments.
     """
 
     rows: int
@@ -45,6 +47,11 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     finish_by: str | None = None
     provider: str = ""
     scorer: str = ""
+    rows_failed: int = 0
+    rows_partial: int = 0
+    retries: int = 0
+    throttled: int = 0
+    standstill: Standstill | None = None
 
 
 class Left(msgspec.Struct, frozen=True):

@@ -310,6 +310,11 @@ class Health:
         return self._failing_since is None
 
     @property
+    def is_open(self) -> bool:
+        """Whether the breaker is open: only probes go."""
+        return self._credit <= 0
+
+    @property
     def speaks_otherwise(self) -> bool:
         """Nothing but answers that break the contract has come: it is no rerank API."""
         return not self.successes and self._broken >= self.BROKEN_AT_FIRST

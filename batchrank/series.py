@@ -60,6 +60,7 @@ class Series:
         self._session = points[-1].session + 1 if points else 1
         self._limit = requests_per_minute
         self._open = self._new()
+        self.throttled = sum(point.throttled for point in points)
         self._since = self._written = now
 
     def sent(self) -> None:
@@ -78,6 +79,7 @@ class Series:
         """A request got no scores, and why."""
         if throttled:
             self._open.throttled += 1
+            self.throttled += 1
         else:
             self._open.failed += 1
         reasons = self._kept.reasons

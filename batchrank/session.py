@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import (
     AbstractAsyncContextManager,
     aclosing,
@@ -18,6 +17,7 @@ from contextlib import (
     nullcontext,
     suppress,
 )
+from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from math import inf
@@ -30,6 +30,7 @@ from msgspec.structs import replace
 from batchrank.ahead import Ahead, look_ahead
 from batchrank.assembly import Assembly, Part, outcomes_before, widened
 from batchrank.budget import Budget
+from batchrank.causes import Causes, DiskProbe
 from batchrank.claim import Claim
 from batchrank.config import JobConfig, coordinator_key
 from batchrank.digests import Digests
@@ -45,13 +46,14 @@ from batchrank.errors import (
     StorageFailed,
 )
 from batchrank.feed import Feed, Known
-from batchrank.figures import TICK_SECONDS, Figures
+from batchrank.figures import Figures
 from batchrank.leasing import Leasing, kept, leased
 from batchrank.link import Link
+from batchrank.monitor import Monitor
 from batchrank.process import rarely_collected
 from batchrank.receipt import write_receipt
 from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
-from batchrank.report import Left, Progress, Receipt, write_live
+from batchrank.report import Left, Progress, Receipt
 from batchrank.request import Request, allowed_by, planner_of
 from batchrank.reuse import Reuse
 from batchrank.series import Series
@@ -61,8 +63,9 @@ from batchrank.signals import Signals, heard
 from batchrank.sink import SUCCESS, PartRecord, write_whole
 from batchrank.source import Source
 from batchrank.standing import Standing
+from batchrank.standstill import StandstillWatch
 from batchrank.throttle import Throttle
-from batchrank.transport import STANDSTILL_SECONDS, Transport
+from batchrank.transport import Transport
 from batchrank.uniting import Again, complete
 
 _log = logging.getLogger(__name__)
@@ -126,6 +129,9 @@ class Session:
         self._ahead = self._look_ahead()
         self._settled_before, _ = self._standing.settled()
         self._limited_by: str | None = None
+        self._throttle: Throttle | None = None
+        self._sender: Sender | None = None
+        self._series: Series | None = None
 
     def _look_ahead(self) -> Ahead:
         """What is answered already, and which of the other rows go first."""
@@ -201,6 +207,9 @@ class Session:
     async def _send(self, base_url: str, key: str | None) -> Halt:
         self._halt = Halt()
         self._feed = self._feed_of_missing()
+        disk, coordinator = DiskProbe(self._checkpoint.flush), self._request.coordinator
+        self._causes = Causes(self._config, self._feed, disk, coordinator)
+        self._standstills = StandstillWatch(time.monotonic())
         self._finished: asyncio.Queue[Part | None] = asyncio.Queue()
         self._unwritten = 0
         self._part_left = asyncio.Event()
@@ -226,7 +235,9 @@ class Session:
             rate,
             self._halt.unless_halted,
         )
-        with self._signals.told_to(stop), suppress(Halted):
+        series = Series(self._claim.state, self._rate.requests_per_minute, time.monotonic())
+        monitor = Monitor(self._look, self._watch, self._resume_after, self._claim.state, series)
+        with self._signals.told_to(stop):
             async with (
                 self._connect(
                     base_url.rstrip("/") + self._config.provider.path,
@@ -234,23 +245,35 @@ class Session:
                     timeout_seconds=endpoint.timeout_seconds,
                     max_in_flight=rate.max_in_flight,
                 ) as transport,
-                share as leasing,
+                asyncio.TaskGroup() as group,
             ):
-                await self._settle_all(transport, leasing)
+                ticking = group.create_task(monitor.tick())
+                try:
+                    async with share as leasing:
+                        await self._settle_all(transport, leasing, series)
+                except Halted:
+                    pass
+                except BatchrankError as error:
+                    self._halt.set(error)
+                finally:
+                    ticking.cancel()
         return self._halt
 
-    async def _settle_all(self, transport: Transport, leasing: Leasing | None) -> None:
+    async def _settle_all(
+        self, transport: Transport, leasing: Leasing | None, series: Series
+    ) -> None:
         config, halt, in_flight = self._config, self._halt, self._config.rate.max_in_flight
         self._throttle = Throttle(
             self._rate,
             max_outage_seconds=config.endpoint.max_outage_seconds,
             held=leasing.holding if leasing else None,
         )
-        series = Series(self._claim.state, self._rate.requests_per_minute, time.monotonic())
         link = Link(
             config, transport, self._throttle, self._budget(), self._checkpoint, halt, series
         )
-        sender = Sender(
+        self._causes.begin(link, self._throttle, leasing)
+        self._series = series
+        self._sender = sender = Sender(
             link,
             max_in_flight=in_flight,
             halt=halt,
@@ -260,7 +283,6 @@ class Session:
         )
         async with asyncio.TaskGroup() as group:
             publishing = group.create_task(self._publish())
-            ticking = group.create_task(self._tick(series))
             keeping = group.create_task(kept(leasing, self._throttle))
             await dispatch(
                 self._plans(),
@@ -272,7 +294,6 @@ class Session:
             )
             self._finished.put_nowait(None)
             await publishing
-            ticking.cancel()
             keeping.cancel()
         waited = {
             **self._throttle.waited_seconds,
@@ -407,11 +428,14 @@ class Session:
             self._finish(Part(0, 0, [], 0, [self._source.empty()]))
         while (part := await self._finished.get()) is not None:
             try:
+                self._causes.disk.begin_part(f"part {part.index}", time.monotonic())
                 await self._answers_are_durable()
                 record = await asyncio.to_thread(self._write, part)
             except BatchrankError as error:
                 self._halt.set(error)
                 continue
+            finally:
+                self._causes.disk.end_part()
             self._standing.came(part.index, record)
             del part  # its rows are let go of before the next one comes
             self._unwritten -= 1
@@ -442,45 +466,33 @@ class Session:
         elif stopped.code is ExitCode.INTERRUPTED:
             self._halt.abandon()
 
-    async def _tick(self, series: Series) -> None:
-        """Look at the clock, and tell how far the run is. Telling is a thread's: on a disk that is
-        busy a rename takes seconds (12 of them without a request were seen), and sending must not
-        wait for it. The end does: nothing else writes what it writes.
-        """
-        telling: Future[None] | None = None
-        try:
-            with ThreadPoolExecutor(1, "telling") as thread:
-                while True:
-                    if self._deadline is not None and self._deadline.reached:
-                        self._halt.set(self._deadline.missed(), DRAIN_SECONDS)
-                    done = self._standing.rows_before + self._assembly.rows_done + self._ahead.rows
-                    progress, now = self._figures.progress(done), time.monotonic()
-                    series.tick(now)
-                    if telling is None or telling.done():
-                        _heard(telling)
-                        telling = thread.submit(self._tell, progress, series, series.due(now))
-                    await asyncio.sleep(TICK_SECONDS)
-                    late = time.monotonic() - now - TICK_SECONDS
-                    if late > STANDSTILL_SECONDS:
-                        self._throttle.resume_after(late)
-        finally:
-            series.end(time.monotonic())
-            _heard(telling)
+    def _look(self) -> Progress:
+        """Return the figures of this instant; stop the run if its time is over."""
+        if self._deadline is not None and self._deadline.reached:
+            self._halt.set(self._deadline.missed(), DRAIN_SECONDS)
+        done = self._standing.rows_before + self._assembly.rows_done + self._ahead.rows
+        now, sender, statuses = time.monotonic(), self._sender, self._assembly.statuses
+        answered = 0 if self._throttle is None else self._throttle.successes
+        return self._figures.progress(
+            done,
+            requests=0 if sender is None else sender.requests,
+            retries=0 if sender is None else sender.retries,
+            throttled=0 if self._series is None else self._series.throttled,
+            rows_failed=self._standing.failed_before + statuses["failed"],
+            rows_partial=self._standing.partial_before + statuses["partial"],
+            standstill=self._standstills.look(
+                now, datetime.now(UTC), (answered, done), lambda: self._causes.find(now)
+            ),
+        )
 
-    def _tell(self, progress: Progress, series: Series, course: bytes | None) -> None:
-        self._watch(progress)
-        write_live(self._claim.state, progress)
-        if course is not None:
-            series.write(course)
+    def _resume_after(self, seconds: float) -> None:
+        """Go on after the process stood still for so long, which is nobody's failure."""
+        self._standstills.exclude(seconds)
+        if self._throttle is not None:
+            self._throttle.resume_after(seconds)
 
     def _too_many_failed(self) -> RowsFailed | None:
         if self._claim.shard is not None:  # whoever finishes the whole counts them
             return None
         allowed = allowed_by(self._request)
         return too_many_failed(self._claim.folder, self._standing.published.values(), allowed)
-
-
-def _heard(telling: Future[None] | None) -> None:
-    """Raise what was raised while telling."""
-    if telling is not None:
-        telling.result()

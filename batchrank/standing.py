@@ -66,6 +66,8 @@ class Standing:
         self.superseded: dict[int, PartRecord] = {}
         self.reopened = self._reopen() if retry_failed else {}
         self.rows_before = total(self.published.values(), "rows")
+        self.failed_before = total(self.published.values(), "failed")
+        self.partial_before = total(self.published.values(), "partial")
         there, of = len(self.published), len(self.parts)
         _log.info("%d rows, %d of %d parts published", self.own_rows, there, of)
 

@@ -44,6 +44,17 @@ class Served(NamedTuple):
     waited: float
 
 
+class Trouble(NamedTuple):
+    """Why nothing is answered: the latest failure, the seconds left of a pause that the endpoint
+    asked for, whether only probes go, and the seconds until the run gives up.
+    """
+
+    reason: str
+    pause_seconds: float
+    only_probes: bool
+    gives_up_seconds: float
+
+
 class Throttle:
     """The account's gate. `clock` is the loop's; all amounts are per second inside.
 
@@ -81,6 +92,7 @@ class Throttle:
         self._paused_until = float("-inf")
         self._requests = self._tokens = 0
         self._waiting_since: float | None = None
+        self.waits_for: str | None = None
         self.waited_seconds = {"requests": 0.0, "tokens": 0.0, "pause": 0.0, "outage": 0.0}
 
     async def admit(self, tokens: int) -> float:
@@ -164,6 +176,18 @@ class Throttle:
         """
         self._health.exclude(seconds)
         self._begin_climb(self._start_speed)
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """The failures since the last answer, or the pause that was asked for; None if all is
+        well.
+        """
+        now, health = self._clock(), self._health
+        pause = max(0.0, self._paused_until - now)
+        if health.is_well and not pause:
+            return None
+        gives_up = self._max_outage_seconds - health.down_for(now)
+        return Trouble(health.last_reason, pause, health.is_open, max(0.0, gives_up))
 
     def share_changed(self) -> None:
         """What is held is another: whoever waits is to look again."""
@@ -263,13 +287,13 @@ class Throttle:
             self._begin_climb(self._start_speed)
 
     async def _timed(self, what: str, wait: Awaitable[None]) -> None:
-        began = self._clock()
+        began, self.waits_for = self._clock(), what
         if what in ("requests", "tokens"):
             self._waiting_since = began
         try:
             await wait
         finally:
-            self._waiting_since = None
+            self._waiting_since = self.waits_for = None
             self.waited_seconds[what] += self._clock() - began
 
 

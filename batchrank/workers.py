@@ -3,7 +3,9 @@
 Nothing is written here, and nobody is kept from work: a look holds a worker's lock for an instant.
 """
 
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from fcntl import LOCK_NB, LOCK_SH, flock
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from batchrank.series import Kept, read_series, together
 from batchrank.shards import Shard, rows_in
 from batchrank.shared import home_of
 from batchrank.source import STATE
+from batchrank.standstill import Standstill
 
 STATES = {
     "finished": "finished",
@@ -41,6 +44,11 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_second: float
     seconds_left: float | None
     message: str | None
+    rows_failed: int = 0
+    rows_partial: int = 0
+    retries: int = 0
+    throttled: int = 0
+    standstill: Standstill | None = None
 
 
 def workers(out: Place, marked: Fingerprint, state_dir: Path | None) -> list[Worker]:
@@ -77,7 +85,20 @@ def sum_of(workers: Sequence[Worker], marked: Fingerprint, *, bills: bool) -> Pr
         scorer=EMBEDDED_SCORER
         if marked.config.get("endpoint.embedded")
         else str(marked.config["endpoint.model"]),
+        rows_failed=sum(worker.rows_failed for worker in workers),
+        rows_partial=sum(worker.rows_partial for worker in workers),
+        retries=sum(worker.retries for worker in workers),
+        throttled=sum(worker.throttled for worker in workers),
+        standstill=_common(running),
     )
+
+
+def _common(running: Sequence[Worker]) -> Standstill | None:
+    """Return the standstill that began last, if all workers stand still."""
+    found = [worker.standstill for worker in running if worker.standstill is not None]
+    if not found or len(found) < len(running):
+        return None
+    return max(found, key=lambda one: one.since)
 
 
 def series_of(out: Path) -> Kept | None:
@@ -98,6 +119,28 @@ def is_older(receipt: Place, state: Path) -> bool:
         return False
 
 
+SILENT_SECONDS = 10.0
+"""A run at work writes its figures four times a second."""
+
+
+def silence(state: Path) -> Standstill | None:
+    """Return why the figures of a run at work are old; None where they are not."""
+    try:
+        written = (state / LIVE).stat().st_mtime
+    except OSError:
+        return None
+    seconds = time.time() - written
+    if seconds < SILENT_SECONDS:
+        return None
+    return Standstill(
+        kind="silent",
+        reason="the run has written no figures: its disk or its process stands still, or it has "
+        "begun again and reads the input",
+        since=datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 1),
+    )
+
+
 def is_held(lock: Path) -> bool:
     """Whether a run is at work. Looks share the lock for an instant; a run waits that long."""
     try:
@@ -115,10 +158,13 @@ def worker(out: Place, shard: Shard, marked: Fingerprint, state_dir: Path | None
     home = home_of(out, shard)
     state = home if state_dir is None else state_dir / shard.name
     running, live, receipt = False, None, read_receipt(home)
+    standstill = None
     if isinstance(state, Path):
         running, live = is_held(state / "lock"), read_live(state)
         if live is not None and (running or is_older(receipt_in(home), state)):
             receipt = None
+        if running and live is not None:
+            standstill = silence(state) or live.standstill
     begun = running or live is not None or receipt is not None
     if receipt is not None:
         told = "stopped" if receipt.exit_code else "finished"
@@ -129,6 +175,7 @@ def worker(out: Place, shard: Shard, marked: Fingerprint, state_dir: Path | None
         figures = (live.requests, live.tokens, live.cost_usd) if live is not None else (0, 0, 0.0)
         rows_done = 0
     rows_per_part = int(marked.config["output.rows_per_part"])
+    counted = live if receipt is None else receipt
     return Worker(
         shard=str(shard),
         state="running" if running else told,
@@ -140,4 +187,9 @@ def worker(out: Place, shard: Shard, marked: Fingerprint, state_dir: Path | None
         requests_per_second=live.requests_per_second if running and live is not None else 0.0,
         seconds_left=live.seconds_left if running and live is not None else None,
         message=receipt.message if receipt is not None else None,
+        rows_failed=counted.rows_failed if counted is not None else 0,
+        rows_partial=counted.rows_partial if counted is not None else 0,
+        retries=counted.retries if counted is not None else 0,
+        throttled=live.throttled if live is not None else 0,
+        standstill=standstill,
     )

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import pytest
 from virtual_time import Jump, VirtualLoop
 
-from batchrank import checkpoint, feed, session, sink
+from batchrank import checkpoint, feed, monitor, receipt, session, sink
 
 T = TypeVar("T")
 
@@ -98,10 +98,10 @@ class Stage:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checkpoint, "SimpleQueue", lambda: self._turns)
             patch.setattr(checkpoint, "Event", lambda: _Pause(self._turns))
-            for module in (feed, session):
+            for module in (feed, monitor):
                 patch.setattr(module, "ThreadPoolExecutor", _AtOnce)
             patch.setattr(session, "Random", lambda: Random(self._seed))
-            for module in (sink, session):
+            for module in (sink, session, receipt):
                 patch.setattr(module, "write_whole", self._around(module.write_whole))
             patch.setattr(sink, "sync_folder", self._around(sink.sync_folder))
             yield
