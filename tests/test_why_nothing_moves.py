@@ -22,8 +22,17 @@ status = 429
 code = "Throttling.RateQuota"
 retry_after = 300
 """
-DOWN = '[[fault]]\nkind = "status"\nstatus = 503\nwhere = { to = 65 }\n'
-"""The breaker opens at the 64th failure, and the first probe, 5 s later, fails too."""
+DOWN = """
+[[fault]]
+kind = "status"
+status = 503
+where = { to = 21 }
+
+[[fault]]
+kind = "slow"
+seconds = 0.2
+"""
+"""The breaker opens at the 20th failure, and the first probe, 5 s later, fails too."""
 
 
 class Seen(NamedTuple):
@@ -129,7 +138,7 @@ def test_a_coordinator_that_is_out_of_reach(server: Server, source: Path, tmp_pa
 
 def test_a_run_that_goes_on_says_so(serve: Serve, source: Path, tmp_path: Path) -> None:
     own, out = serve(DOWN), tmp_path / "out"
-    code, _, stderr = ended(started(*fast(own, out, source)))
+    code, _, stderr = ended(started(*fast(own, out, source), "--max-in-flight", 2))
     assert code == 0
     why, over = stderr.splitlines()
     assert "the endpoint answered 503" in why
