@@ -8,7 +8,6 @@ printed ever holds, and for the place in a job that a scheduler has given us.
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -23,6 +22,7 @@ from batchrank.pricing import Price
 from batchrank.providers import EMBEDDED_SCORER, PROVIDERS, Provider, scores_lists
 from batchrank.proxy import is_loopback
 from batchrank.records import ANSWER_BITS
+from batchrank.suggestion import suggest
 
 
 class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,7 +71,8 @@ class OutputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that a run is told, apart from where its input and output are. `endpoint_chosen`:
-    a file or an option names the provider or its address, be it the default one.
+    a file or an option names the provider or its address, be it the default one. `named_columns`:
+    keys of `input` that an option or a program gave.
     """
 
     endpoint: EndpointConfig = EndpointConfig()
@@ -80,12 +81,11 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     input: InputConfig = InputConfig()
     output: OutputConfig = OutputConfig()
     endpoint_chosen: bool = False
+    named_columns: frozenset[str] = frozenset()
 
     def __eq__(self, other: object) -> bool:
         """Compare the settings, not who has made them."""
-        return isinstance(other, JobConfig) and msgspec.to_builtins(
-            replace(self, endpoint_chosen=True)
-        ) == msgspec.to_builtins(replace(other, endpoint_chosen=True))
+        return isinstance(other, JobConfig) and self._settings() == other._settings()
 
     @property
     def is_embedded(self) -> bool:
@@ -102,6 +102,14 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Whether somebody may be paid: a server elsewhere is no rehearsal, whatever is said."""
         url = self.endpoint.base_url
         return self.provider.bills or bool(url and not is_loopback(urlsplit(url).hostname or ""))
+
+    @property
+    def chosen_columns(self) -> frozenset[str]:
+        """The keys of `input` whose columns must be there. A file that has a default's own name is
+        no choice: configs/local.toml has them all.
+        """
+        given, default = msgspec.to_builtins(self.input), msgspec.to_builtins(InputConfig())
+        return self.named_columns | {key for key in given if given[key] != default[key]}
 
     @property
     def provider(self) -> Provider:
@@ -121,8 +129,7 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def shown(self) -> dict[str, Any]:
         """The configuration as plain values, header values as "set"."""
-        shown: dict[str, Any] = msgspec.to_builtins(self)
-        del shown["endpoint_chosen"]
+        shown = self._settings()
         shown["endpoint"]["headers"] = dict.fromkeys(self.endpoint.headers, "set")
         return shown
 
@@ -157,11 +164,17 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         deciding = self.deciding()
         return {name: deciding[name] for name in names}
 
+    def _settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = msgspec.to_builtins(self)
+        return {name: value for name, value in settings.items() if name not in _ORIGINS}
 
+
+_ORIGINS = ("endpoint_chosen", "named_columns")
+"""Fields that are no settings, but say where settings come from."""
 _SECTIONS = {
     field.name: field.type
     for field in msgspec.structs.fields(JobConfig)
-    if field.name != "endpoint_chosen"
+    if field.name not in _ORIGINS
 }
 
 
@@ -171,7 +184,7 @@ def load(
     """The configuration of a file (or none) with options over it. Raises `ConfigInvalid`."""
     name = path.name if path else "options"
     given = _read(path) if path else {}
-    _refuse_unknown(given, name)
+    check_known(given, name)
     sections = {
         section: {**given.get(section, {}), **options.get(section, {})} for section in _SECTIONS
     }
@@ -180,7 +193,8 @@ def load(
     for section, defaults in _defaults(sections["endpoint"], name).items():
         sections[section] = {**defaults, **sections[section]}
     try:
-        config = msgspec.convert({**sections, "endpoint_chosen": chosen}, JobConfig)
+        origins = {"endpoint_chosen": chosen, "named_columns": list(options.get("input", {}))}
+        config = msgspec.convert({**sections, **origins}, JobConfig)
     except msgspec.ValidationError as error:
         raise ConfigInvalid(f"{name}: {_plain(str(error))}") from None
     _check(config, name, insecure_http)
@@ -193,7 +207,7 @@ def _defaults(endpoint: Mapping[str, Any], name: str) -> dict[str, dict[str, Any
     provider = PROVIDERS.get(provider_name) if isinstance(provider_name, str) else None
     if provider is None:
         raise ConfigInvalid(
-            f"{name}: unknown provider {provider_name!r}.{_nearest(str(provider_name), PROVIDERS)}"
+            f"{name}: unknown provider {provider_name!r}.{suggest(str(provider_name), PROVIDERS)}"
         )
     if "model" not in endpoint and not provider.model:
         raise ConfigInvalid(
@@ -250,7 +264,7 @@ def sections_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     sections: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         if key not in section_of:
-            raise ConfigInvalid(f"unknown setting {key}.{_nearest(key, section_of)}")
+            raise ConfigInvalid(f"unknown setting {key}.{suggest(key, section_of)}")
         sections.setdefault(section_of[key], {})[key] = value
     return sections
 
@@ -324,24 +338,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigInvalid(f"{path}: not readable as TOML: {error}") from None
 
 
-def _refuse_unknown(given: Mapping[str, Any], name: str) -> None:
+def check_known(given: Mapping[str, Any], name: str) -> None:
+    """Refuse sections and keys that there are not. Raises `ConfigInvalid`."""
     for section, values in given.items():
         if section not in _SECTIONS:
-            raise ConfigInvalid(f"{name}: unknown section {section}.{_nearest(section, _SECTIONS)}")
+            raise ConfigInvalid(f"{name}: unknown section {section}.{suggest(section, _SECTIONS)}")
         if not isinstance(values, dict):
             raise ConfigInvalid(f"{name}: {section} is a section: write [{section}].")
         known = {field.name: None for field in msgspec.structs.fields(_SECTIONS[section])}
         for key in values:
             if key not in known:
-                near = _nearest(key, known, section + ".")
+                near = suggest(key, known, section + ".")
                 raise ConfigInvalid(f"{name}: unknown key {section}.{key}.{near}")
-
-
-def _nearest(word: str, known: Mapping[str, Any], prefix: str = "") -> str:
-    near = get_close_matches(word, known, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean {prefix}{near[0]}?"
-    return f" Known: {', '.join(prefix + name for name in known)}."
 
 
 def _plain(message: str) -> str:

@@ -17,7 +17,7 @@ import msgspec
 import polars as pl
 
 from batchrank import job
-from batchrank.config import JobConfig, load, sections_of
+from batchrank.config import JobConfig, check_known, load, sections_of
 from batchrank.deadline import deadline
 from batchrank.ending import Allowed
 from batchrank.ending import finish as finished
@@ -165,6 +165,10 @@ def _configured(config: Configuration, settings: Mapping[str, Any]) -> JobConfig
         return config
     given = dict(msgspec.to_builtins(config))
     chosen = given.pop("endpoint_chosen", True)
+    if isinstance(config, JobConfig):
+        del given["named_columns"]
+        given["input"] = {key: given["input"][key] for key in config.chosen_columns}
+    check_known(given, "config")
     names = {**given, **over}
     loaded = load(None, {name: {**given.get(name, {}), **over.get(name, {})} for name in names})
     if chosen or load(None, over).endpoint_chosen:

@@ -76,6 +76,7 @@ def columns_of(config: JobConfig, priority: str | None = None) -> Columns:
         # The longest of Qwen's tokens has 128 bytes: no server reads further than twice that.
         256 * config.limits.max_tokens_per_document,
         priority,
+        config.chosen_columns,
     )
 
 

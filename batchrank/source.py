@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from pyarrow import types
 
 from batchrank.arguments import found
+from batchrank.candidates import Candidates
 from batchrank.errors import InputBad
+from batchrank.input_columns import InputColumns
 from batchrank.input_file import InputFile, unreadable
 from batchrank.places import Place, Remote, plain
 from batchrank.records import Row
-from batchrank.schema import Columns, check, check_same
+from batchrank.schema import Columns, check
+from batchrank.text_form import plain_array
 
 BATCH_ROWS = 256
 _BATCH_BYTES = 2 << 20
@@ -77,7 +80,9 @@ class Source:
         files: Sequence[FileIdentity],
         columns: Columns,
         has_id: bool,
+        parts: InputColumns | None = None,
     ) -> None:
+        self._parts = parts or InputColumns((), ())
         self.paths = paths
         self.files = files
         self._columns = columns
@@ -115,17 +120,19 @@ class Source:
             if start + file.rows > first and start < stop:
                 with path.explaining():
                     for _, piece in self._pieces(path, file.size, start, first, stop, stop, [name]):
-                        yield from decoded(piece.column(name)).to_pylist()
+                        yield from plain_array(piece.column(name)).to_pylist()
             start += file.rows
 
     def priorities(self) -> Iterator[NDArray[np.float64]]:
         """The column of priorities as numbers, some rows at a time; NaN where there is none."""
         for path in self.paths:
+            names = self._columns.ordering
+            stored = self._parts.stored(path, names)
             with path.read() as file, open_parquet(file) as parquet:
                 for batch in parquet.iter_batches(
-                    _PRIORITY_ROWS, columns=[self._columns.priority], use_threads=False
+                    _PRIORITY_ROWS, columns=stored, use_threads=False
                 ):
-                    yield as_numbers(batch.column(0))
+                    yield as_numbers(self._parts.alike(path, batch, names).column(0))
 
     def check(self, *, everything: bool = False) -> None:
         """Compare the files with what they were when they were first opened: those that rows were
@@ -142,7 +149,8 @@ class Source:
         with self.paths[0].read() as file:
             schema = pq.read_schema(file)
         columns = [pa.array([], field.type) for field in schema]
-        return self._chunk(0, pa.RecordBatch.from_arrays(columns, schema=schema)).kept
+        batch = pa.RecordBatch.from_arrays(columns, schema=schema)
+        return self._chunk(0, self._parts.alike(self.paths[0], batch, self._names)).kept
 
     @property
     def _names(self) -> list[str]:
@@ -161,6 +169,7 @@ class Source:
         only: Flags | None = None,
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
         """These columns of a file whose first row is row `start` of all."""
+        stored = self._parts.stored(path, names)
         with path.read() as file, open_parquet(file) as parquet:
             groups = range(parquet.num_row_groups)
             encoded = sum(parquet.metadata.row_group(group).total_byte_size for group in groups)
@@ -170,10 +179,11 @@ class Source:
                 if end > first and start < stop and (only is None or only[start:end].any()):
                     measured = (str(path), group, *names)
                     if packed and measured not in self._measured:
-                        _check_decoded(path, parquet.schema, group, names)
+                        _check_decoded(path, parquet.schema, group, stored)
                         self._measured.add(measured)
-                    for batch in _batches(parquet, group, list(dict.fromkeys(names))):
+                    for batch in _batches(parquet, group, stored):
                         _check_size(path, group, batch.nbytes, batch.num_rows)
+                        batch = self._parts.alike(path, batch, names)
                         yield from _cut(batch, start, first, stop, rows_per_part)
                         start += batch.num_rows
                         if start >= stop:
@@ -183,10 +193,8 @@ class Source:
                 start = end
 
     def _chunk(self, first: int, batch: pa.RecordBatch, only: Flags | None = None) -> Chunk:
-        candidates = _Candidates(
-            batch.column(self._columns.candidates), self._columns.max_characters
-        )
-        queries = decoded(batch.column(self._columns.query)).to_pylist()
+        candidates = Candidates(batch.column(self._columns.candidates), self._columns)
+        queries = plain_array(batch.column(self._columns.query)).to_pylist()
         rows = [
             Row(first + offset, query, candidates.texts(offset))
             for offset, query in enumerate(queries)
@@ -206,41 +214,6 @@ class Source:
         )
 
 
-class _Candidates:
-    """A column of candidate lists, whatever its physical form, with null lists taken as empty."""
-
-    def __init__(self, column: pa.Array, max_characters: int) -> None:
-        lengths = pc.fill_null(pc.list_value_length(column), 0).to_pylist()
-        self._offsets = [0]
-        for length in lengths:
-            self._offsets.append(self._offsets[-1] + length)
-        flat = column.flatten()
-        if types.is_struct(flat.type):
-            self._texts = decoded(pc.struct_field(flat, "text"))
-            has_id = flat.type.get_field_index("doc_id") >= 0
-            self._ids = decoded(pc.struct_field(flat, "doc_id")) if has_id else None
-        else:
-            self._texts, self._ids = decoded(flat), None
-        # A hostile cell of 300 MB would take seven times that as strings and requests.
-        if types.is_string_view(self._texts.type) or types.is_null(self._texts.type):
-            self._texts = self._texts.cast(pa.large_string())
-        if (pc.max(pc.binary_length(self._texts)).as_py() or 0) > max_characters:
-            self._texts = pc.utf8_slice_codeunits(self._texts, 0, max_characters)
-
-    def texts(self, row: int) -> list[str | None]:
-        first, stop = self._offsets[row], self._offsets[row + 1]
-        texts: list[str | None] = self._texts.slice(first, stop - first).to_pylist()
-        return texts
-
-    def doc_ids(self) -> pa.ListArray:
-        if self._ids is None:
-            ids = pa.nulls(self._offsets[-1], pa.string())
-        else:
-            ids = self._ids.cast(pa.string())
-            ids.validate(full=True)
-        return pa.ListArray.from_arrays(pa.array(self._offsets, pa.int32()), ids)
-
-
 def open_source(inputs: Sequence[str], columns: Columns) -> Source:
     """Find the files, check every footer and the columns' types.
 
@@ -248,22 +221,19 @@ def open_source(inputs: Sequence[str], columns: Columns) -> Source:
     Parquet or whose columns do not fit.
     """
     paths = input_files(inputs)
-    schema, files = None, []
-    for path in paths:
-        identity, own = footer(path)
+    footers = [footer(path) for path in paths]
+    parts = InputColumns(paths, [schema for _, schema in footers])
+    for path, own in zip(paths, parts.schemas, strict=True):
         check(path.place, own, columns)
-        if schema is not None:
-            check_same(path.place, own, schema, [columns.id, *columns.keep, *columns.ordering])
-        schema = schema or own
-        files.append(identity)
-    assert schema is not None
+    schema = parts.unite(paths, [columns.id, *columns.keep, *columns.ordering])
+    files = [identity for identity, _ in footers]
     has_id = columns.id in schema.names
     if not has_id and ROW_COLUMN in columns.keep:
         raise InputBad(
             f'there is no column "{columns.id}", so the output counts rows in a column "row": '
             'a kept column "row" would be a second one.'
         )
-    return Source(paths, files, columns, has_id)
+    return Source(paths, files, columns, has_id, parts)
 
 
 def input_files(inputs: Sequence[str]) -> list[InputFile]:
@@ -401,10 +371,3 @@ def as_numbers(column: pa.Array) -> NDArray[np.float64]:
         zero_copy_only=False
     )
     return numbers
-
-
-def decoded(array: pa.Array) -> pa.Array:
-    """An array without its dictionary."""
-    if types.is_dictionary(array.type):
-        return array.dictionary_decode()
-    return array

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import msgspec
 
 from batchrank.errors import InputBad
-from batchrank.schema import Columns
+from batchrank.input_columns import InputColumns
+from batchrank.schema import Columns, check_chosen
 from batchrank.shapes.ids import open_ids
 from batchrank.shapes.lines import is_parquet
 from batchrank.shapes.pairs import open_pairs
@@ -43,9 +44,12 @@ def open_inputs(inputs: Inputs, columns: Columns) -> Source:
                 "--corpus FILE beside it."
             )
         return open_source(inputs.paths, columns)
-    names = footer(first)[1].names
+    schema = footer(first)[1]
+    names = schema.names
     if columns.candidates in names:
         return open_source(inputs.paths, columns)
+    keys = ["candidates_column", "query_column", "text_column", "doc_id_column", "id_column"]
+    check_chosen(first.name, InputColumns([first], [schema]).schemas[0], columns, keys)
     if columns.query in names and columns.text in names:
         return open_pairs(input_files(inputs.paths), columns)
     raise InputBad(

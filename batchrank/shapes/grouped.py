@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from batchrank.errors import InputBad, StorageFailed
@@ -25,8 +26,8 @@ from batchrank.source import (
     Flags,
     Source,
     as_numbers,
-    decoded,
 )
+from batchrank.text_form import plain_array
 
 _CHUNK_BYTES = 4 << 20
 
@@ -47,7 +48,7 @@ class Grouped(Source):
         asked: Callable[[Gathered], pa.Array],
         no_rows: Callable[[], pa.RecordBatch],
     ) -> None:
-        super().__init__(paths, files, columns, has_id)
+        super().__init__(paths, files, replace(columns, doc_id="doc_id", text="text"), has_id)
         self._gather = gather
         self._nest = nest
         self._asked = asked
@@ -102,7 +103,7 @@ class Grouped(Source):
         with self._told_of():
             for gathered in groups.read(first, stop):
                 for piece in pieces(gathered, first, stop, stop, lambda: BATCH_ROWS):
-                    yield from decoded(self._asked(piece)).to_pylist()
+                    yield from plain_array(self._asked(piece)).to_pylist()
 
     @contextmanager
     def _told_of(self) -> Iterator[None]:

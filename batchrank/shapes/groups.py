@@ -18,7 +18,7 @@ from batchrank.errors import InputBad
 from batchrank.shapes.hashes import Distinct, Hashes, hashes, places_in
 from batchrank.shapes.lines import Lines
 from batchrank.shapes.spill import Spill
-from batchrank.source import decoded
+from batchrank.text_form import as_text, plain_array
 
 _MARK_ROWS = 1024
 _CHECK_STARTS = 1 << 18
@@ -149,10 +149,13 @@ def pieces(
 
 def comparable(column: pa.Array) -> pa.Array:
     """A column in a form that can be compared and hashed. Raises ArrowInvalid for no text."""
-    column = decoded(column)
+    column = plain_array(column)
+    kind = column.type
+    if pa.types.is_integer(kind):
+        return column
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return as_text(column).cast(pa.large_string())
     column.validate(full=True)
-    if pa.types.is_string_view(column.type) or pa.types.is_null(column.type):
-        return column.cast(pa.large_string())
     return column
 
 

@@ -12,13 +12,14 @@ import pyarrow as pa
 
 from batchrank.errors import InputBad
 from batchrank.input_file import InputFile
-from batchrank.schema import Columns, check_priority
+from batchrank.schema import Columns, check_id, check_priority
 from batchrank.shapes.grouped import Grouped, first_lines, listed
-from batchrank.shapes.groups import Gathered, Groups, comparable, gather
+from batchrank.shapes.groups import Gathered, Groups, gather
 from batchrank.shapes.hashes import Distinct, Hashes, hashes, places_in
 from batchrank.shapes.lines import Lines, ParquetLines, TrecLines, is_parquet
-from batchrank.shapes.pairs import check_type
 from batchrank.shapes.texts import TextFile, Texts, text_files
+from batchrank.suggestion import listing, nearest
+from batchrank.text_form import as_text
 
 _ORDERS = ("rank", "score")
 _NAMED = 3
@@ -26,14 +27,19 @@ _NAMED = 3
 
 def open_ids(paths: Sequence[InputFile], queries: str, corpus: str, columns: Columns) -> Grouped:
     """A run as rows. Raises `InputMissing`, and `InputBad` where columns or ids do not fit."""
+    if "candidates_column" in columns.chosen:
+        raise InputBad(
+            f'no column "{columns.candidates}": beside --queries and --corpus the input is a run, '
+            "which has no column of candidates. Leave out --candidates-column."
+        )
     lines = _run(paths, columns)
     orders = [name for name in _ORDERS if name in lines.schema.names]
     run = _Run(
         lines,
         columns,
         orders,
-        text_files(queries, ["_id", columns.id], ["text", columns.query]),
-        text_files(corpus, ["_id", columns.doc_id], [columns.text]),
+        text_files(queries, _ids_beside(columns, "id_column", columns.id), _query_texts(columns)),
+        text_files(corpus, _ids_beside(columns, "doc_id_column", columns.doc_id), [columns.text]),
         queries,
         corpus,
     )
@@ -50,6 +56,16 @@ def open_ids(paths: Sequence[InputFile], queries: str, corpus: str, columns: Col
     )
 
 
+def _query_texts(columns: Columns) -> list[str]:
+    """The names that the queries' texts may have: only the one that somebody chose, if so."""
+    return [columns.query] if "query_column" in columns.chosen else ["text", columns.query]
+
+
+def _ids_beside(columns: Columns, key: str, name: str) -> list[str]:
+    """The names that ids may have beside a run, where BEIR has `_id`: first the one chosen."""
+    return [name, "_id"] if key in columns.chosen else ["_id", name]
+
+
 def _run(paths: Sequence[InputFile], columns: Columns) -> Lines:
     if not any(map(is_parquet, paths)):
         lines: Lines = TrecLines(paths, columns.id, columns.doc_id)
@@ -60,12 +76,13 @@ def _run(paths: Sequence[InputFile], columns: Columns) -> Lines:
         if name not in lines.schema.names:
             raise InputBad(
                 f'{lines.files[0].name}: no column "{name}"; it has '
-                f"{', '.join(lines.schema.names)}. Beside --queries and --corpus the input is a "
-                f'run: "{columns.id}", "{columns.doc_id}" and maybe "rank" or "score".'
+                f"{listing(lines.schema.names)}.{nearest(name, lines.schema.names)} Beside "
+                "--queries and --corpus the input is a run: "
+                f'"{columns.id}", "{columns.doc_id}" and maybe "rank" or "score".'
             )
     check_priority(lines.files[0].name, lines.schema, columns.priority)
     for name in (columns.id, columns.doc_id):
-        check_type(lines.schema, name, lines.files[0].name)
+        check_id(lines.files[0].name, lines.schema, name)
     for name in _ORDERS:
         kind = lines.schema.field(name).type if name in lines.schema.names else pa.int64()
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
@@ -145,7 +162,8 @@ class _Run:
         if same.any():
             line = run.lines.slice(order[1:][same][0], 1)
             query, document = (
-                line.column(name)[0].as_py() for name in (self._columns.id, self._columns.doc_id)
+                as_text(line.column(name))[0].as_py()
+                for name in (self._columns.id, self._columns.doc_id)
             )
             raise InputBad(
                 f"{self._lines.files[0].name}: query {query} has document {document} twice. A run "
@@ -186,4 +204,4 @@ def _ids(batch: pa.RecordBatch, column: str) -> pa.Array:
 
 def _strings(ids: pa.Array) -> pa.Array:
     """Ids as text: that is how they are looked up, whatever the files hold them as."""
-    return comparable(ids).cast(pa.large_string())
+    return as_text(ids).cast(pa.large_string())

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchrank.errors import BatchrankError, InputBad
+from batchrank.input_columns import InputColumns
 from batchrank.input_file import InputFile
-from batchrank.schema import check_same
+from batchrank.schema import check_once
 from batchrank.source import FileIdentity, footer, open_parquet
 from batchrank.text_lines import (
     find_invalid_row,
@@ -33,9 +34,10 @@ class ParquetLines:
         footers = [footer(path) for path in paths]
         self.paths = paths
         self.files = [identity for identity, _ in footers]
-        self.schema: pa.Schema = footers[0][1]
-        for path, (_, schema) in zip(paths, footers, strict=True):
-            check_same(path.place, schema, self.schema, columns)
+        self._parts = InputColumns(paths, [schema for _, schema in footers])
+        for path, schema in zip(paths, self._parts.schemas, strict=True):
+            check_once(path.name, schema, columns)
+        self.schema: pa.Schema = self._parts.unite(paths, columns)
         self.total = sum(file.rows for file in self.files)
 
     def where(self, line: int) -> str:
@@ -47,9 +49,9 @@ class ParquetLines:
         for path, file in zip(self.paths, self.files, strict=True):
             if first < file.rows:
                 at = first
-                for batch in _parquet_batches(path, list(dict.fromkeys(names)), first):
+                for batch in _parquet_batches(path, self._parts.stored(path, names), first):
                     _check_texts(path, batch, at)
-                    yield batch
+                    yield _movable(self._parts.alike(path, batch, names))
                     at += batch.num_rows
             first = max(0, first - file.rows)
 
@@ -182,7 +184,7 @@ def _parquet_batches(path: InputFile, names: list[str], first: int) -> Iterator[
             if end > first:
                 for batch in _group_batches(parquet, group, names):
                     if start + batch.num_rows > first:
-                        yield _movable(batch.slice(max(0, first - start)))
+                        yield batch.slice(max(0, first - start))
                     start += batch.num_rows
                 if start != end:
                     raise InputBad(f"{path}: row group {group} lacks lines that it claims.")

@@ -11,7 +11,14 @@ import pyarrow as pa
 
 from batchrank.errors import InputBad
 from batchrank.input_file import InputFile
-from batchrank.schema import Columns, check_priority, is_id, is_text
+from batchrank.schema import (
+    Columns,
+    check_chosen,
+    check_id,
+    check_names,
+    check_priority,
+    is_text,
+)
 from batchrank.shapes.grouped import Grouped, first_lines, listed
 from batchrank.shapes.groups import Gathered, gather
 from batchrank.shapes.lines import ParquetLines
@@ -24,20 +31,15 @@ def open_pairs(paths: Sequence[InputFile], columns: Columns) -> Grouped:
     lines = ParquetLines(paths, wanted)
     schema = lines.schema
     name = lines.files[0].name
-    for column in [columns.query, columns.text, *columns.keep]:
-        if column not in schema.names:
-            raise InputBad(
-                f'{name}: no column "{column}"; it has {", ".join(schema.names)}. '
-                "See README, Input."
-            )
+    check_chosen(name, schema, columns, ["id_column", "doc_id_column"])
+    check_names(name, schema, [columns.query, columns.text, *columns.keep])
     check_priority(name, schema, columns.priority)
-    has_id, has_doc_id = columns.id in schema.names, columns.doc_id in schema.names
+    has_id = columns.id in schema.names
     for column in [columns.query, columns.text]:
-        check_type(schema, column, name, text=True)
+        check_text(schema, column, name)
     key = columns.id if has_id else columns.query
-    check_type(schema, key, name)
-    if has_doc_id:
-        check_type(schema, columns.doc_id, name)
+    for column in (key, columns.doc_id):
+        check_id(name, schema, column)
     present = [column for column in wanted if column in schema.names]
     return Grouped(
         lines.paths,
@@ -51,12 +53,11 @@ def open_pairs(paths: Sequence[InputFile], columns: Columns) -> Grouped:
     )
 
 
-def check_type(schema: pa.Schema, column: str, name: str, *, text: bool = False) -> None:
-    """Refuse a column that holds no texts, or no ids."""
+def check_text(schema: pa.Schema, column: str, name: str) -> None:
+    """Refuse a column that holds no texts. Raises `InputBad`."""
     kind = schema.field(column).type
-    if not (is_text(kind) if text else is_id(kind)):
-        expected = "string" if text else "a string or an integer"
-        raise InputBad(f'{name}: column "{column}" is {kind}; expected {expected}.')
+    if not is_text(kind):
+        raise InputBad(f'{name}: column "{column}" is {kind}; expected string.')
 
 
 def _nested(schema: pa.Schema, columns: Columns, pairs: Gathered) -> pa.RecordBatch:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from batchrank.arguments import found
 from batchrank.errors import InputBad
 from batchrank.input_file import InputFile
-from batchrank.schema import is_id, is_text
+from batchrank.schema import check_once, is_id, is_text
 from batchrank.shapes.hashes import Hashes, hashes, places_in
 from batchrank.shapes.lines import (
     ParquetLines,
@@ -27,7 +27,8 @@ from batchrank.shapes.lines import (
     text_lines,
 )
 from batchrank.shapes.spill import Nameless
-from batchrank.source import MARKER, STATE, FileIdentity, decoded
+from batchrank.source import MARKER, STATE, FileIdentity
+from batchrank.text_form import as_text, plain_array
 from batchrank.text_lines import is_utf8
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -58,15 +59,17 @@ class TextFile:
             yield from self._json_batches()
             return
         for batch in self._lines.batches(self._names):
-            ids, texts, *title = (decoded(batch.column(name)) for name in self._names)
+            ids, texts, *title = (plain_array(batch.column(name)) for name in self._names)
             texts = texts.cast(pa.large_string())
-            yield ids.cast(pa.large_string()), _titled(title[0], texts) if title else texts
+            named = as_text(ids).cast(pa.large_string())
+            yield named, _titled(title[0], texts) if title else texts
 
     def _columns(self, schema: pa.Schema) -> list[str]:
         """The columns of ids, texts and (if there is one) titles."""
         chosen = []
         for names, fits in ((self._ids, is_id), (self._texts, is_text)):
             name = next((name for name in names if name in schema.names), None)
+            check_once(self.path.name, schema, names)
             if name is None or not fits(schema.field(name).type):
                 expected = " or ".join(f'"{one}"' for one in names)
                 raise InputBad(
@@ -74,6 +77,7 @@ class TextFile:
                     f"{', '.join(f'{one.name} ({one.type})' for one in schema)}."
                 )
             chosen.append(name)
+        check_once(self.path.name, schema, ["title"])
         return [*chosen, *(["title"] if "title" in schema.names else [])]
 
     def _json_batches(self) -> Iterator[tuple[pa.Array, pa.Array]]:
