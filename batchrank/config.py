@@ -16,7 +16,9 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
+from batchrank.addresses import check_base_url, check_headers, hide_query
 from batchrank.errors import ConfigInvalid
+from batchrank.key_file import read_key_file
 from batchrank.limits import Amount, AtLeastOne, RateLimits, RequestLimits, Whole
 from batchrank.pricing import Price
 from batchrank.providers import EMBEDDED_SCORER, PROVIDERS, Provider, scores_lists
@@ -131,6 +133,7 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """The configuration as plain values, header values as "set"."""
         shown = self._settings()
         shown["endpoint"]["headers"] = dict.fromkeys(self.endpoint.headers, "set")
+        shown["endpoint"]["base_url"] = hide_query(self.endpoint.base_url)
         return shown
 
     def deciding(self) -> dict[str, Any]:
@@ -276,14 +279,7 @@ def key_of(config: JobConfig) -> str | None:
     """
     endpoint = config.endpoint
     if endpoint.api_key_file:
-        try:
-            key = Path(endpoint.api_key_file).read_text("utf-8").strip()
-        except (OSError, ValueError):
-            raise ConfigInvalid(
-                f"endpoint.api_key_file: {endpoint.api_key_file} cannot be read."
-            ) from None
-        if not key:
-            raise ConfigInvalid(f"endpoint.api_key_file: {endpoint.api_key_file} is empty.")
+        key = read_key_file(endpoint.api_key_file)
     else:
         key = os.environ.get(endpoint.api_key_env, "").strip()
     if not key and config.provider.key_required:
@@ -369,8 +365,9 @@ def _check(config: JobConfig, name: str, insecure_http: bool) -> None:
         if columns.count(column) > 1 or column in taken:
             raise ConfigInvalid(f"{name}: input: the output cannot have a second column {column}.")
     endpoint, provider = config.endpoint, config.provider
+    check_headers(endpoint.headers, name)
     if endpoint.base_url:
-        _check_url(endpoint.base_url, name, insecure_http)
+        check_base_url(endpoint.base_url, name, insecure_http=insecure_http)
     elif provider.base_url is None:
         raise ConfigInvalid(
             f'{name}: provider "{endpoint.provider}" is wherever you run it: set '
@@ -395,22 +392,4 @@ def _check_unites(config: JobConfig, name: str) -> None:
         raise ConfigInvalid(
             f"{name}: limits.max_documents is {config.limits.max_documents:,}; a request that rows "
             f"share (endpoint.unite_rows) holds at most {most:,}."
-        )
-
-
-def _check_url(url: str, name: str, insecure_http: bool) -> None:
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        _ = parts.port
-    except ValueError:
-        raise ConfigInvalid(f"{name}: endpoint.base_url is not a URL.") from None
-    if parts.scheme not in {"http", "https"} or not host:
-        raise ConfigInvalid(f"{name}: endpoint.base_url must begin with https:// and name a host.")
-    if parts.username or parts.password:
-        raise ConfigInvalid(f"{name}: endpoint.base_url must not hold a user or password.")
-    if parts.scheme == "http" and not insecure_http and not is_loopback(host):
-        raise ConfigInvalid(
-            f"{name}: endpoint.base_url is http://, which would send texts and key unencrypted. "
-            "Use https://, or pass --allow-insecure-http."
         )

@@ -27,6 +27,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from batchrank.addresses import request_url
 from batchrank.ahead import Ahead, look_ahead
 from batchrank.assembly import Assembly, Part, outcomes_before, widened
 from batchrank.budget import Budget
@@ -240,7 +241,7 @@ class Session:
         with self._signals.told_to(stop):
             async with (
                 self._connect(
-                    base_url.rstrip("/") + self._config.provider.path,
+                    request_url(base_url, self._config.provider.path),
                     headers,
                     timeout_seconds=endpoint.timeout_seconds,
                     max_in_flight=rate.max_in_flight,

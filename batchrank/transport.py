@@ -210,7 +210,8 @@ async def connected(
     # fifth of its cost, measured).
     proxy = find_proxy(url)
     sent = CIMultiDict({"Content-Type": "application/json", "Accept-Encoding": "identity"})
-    sent.update(headers)
+    for name, value in headers.items():
+        sent[name] = value  # the last of those that are alike but for the case
     # A session's own headers go to its proxy as well, in clear, with the key among them: through a
     # proxy they go with each request, which costs 6 % of it.
     async with aiohttp.ClientSession(

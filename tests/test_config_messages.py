@@ -1,11 +1,13 @@
 """What is wrong with a configuration is said in one line: where, what, and what was meant."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from batchrank.addresses import request_url
 from batchrank.config import EndpointConfig, JobConfig, check_price, key_in, key_of, load
 from batchrank.errors import ConfigInvalid, ExitCode
 from batchrank.providers import PROVIDERS
@@ -87,6 +89,37 @@ MESSAGES = [
     (
         "[endpoint]\nbase_url = 'https://me:sesame@host/v1'",
         "endpoint.base_url must not hold a user or password.",
+    ),
+    (
+        "[endpoint]\nbase_url = 'https://host:0/v1'",
+        "endpoint.base_url names port 0, where nobody can listen.",
+    ),
+    (
+        "[endpoint]\nbase_url = 'https://host/v1#rerank'",
+        "endpoint.base_url has a fragment (from # on), which is never sent: leave it out.",
+    ),
+    (
+        "[endpoint]\nbase_url = 'https://host/v1#'",
+        "endpoint.base_url has a fragment (from # on), which is never sent: leave it out.",
+    ),
+    (
+        "[endpoint]\nbase_url = 'https://host/v 1'",
+        "endpoint.base_url has a space or a sign that no URL has.",
+    ),
+    *(
+        (
+            f"[endpoint]\nheaders = {{ {header} = 'sesame' }}",
+            f"endpoint.headers: {header} is set by the client itself: leave it out.",
+        )
+        for header in ("Content-Length", "host", "TRANSFER-ENCODING", "Proxy-Authorization")
+    ),
+    (
+        "[endpoint]\nheaders = { 'X Team' = 'sesame' }",
+        "endpoint.headers: X Team is no header's name.",
+    ),
+    (
+        '[endpoint]\nheaders = { X-Team = """sesame\n""" }',
+        "endpoint.headers: X-Team: its value has a line feed or another control character.",
     ),
     (
         "[endpoint]\nbase_url = 'http://example.org/v1'",
@@ -381,6 +414,50 @@ def test_a_key_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "key"
     path.write_text("sesame\n")
     assert key_of(config_of(provider="dashscope", api_key_file=str(path))) == "sesame"
+
+
+@pytest.mark.parametrize(
+    ("mode", "warns"),
+    [(0o600, False), (0o640, False), (0o644, True), (0o604, True), (0o602, True), (0o601, True)],
+)
+def test_a_key_file_that_everybody_can_use_is_warned_about(
+    mode: int,
+    warns: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("batchrank"), "propagate", True)
+    path = tmp_path / "key"
+    path.write_text("sesame\n")
+    path.chmod(mode)
+    assert key_of(config_of(provider="dashscope", api_key_file=str(path))) == "sesame"
+    assert len(caplog.records) == warns
+    for record in caplog.records:
+        said = record.getMessage()
+        assert str(path) in said and f"mode {mode:o}" in said and "sesame" not in said
+
+
+@pytest.mark.parametrize(
+    ("base_url", "url"),
+    [
+        ("https://host/v1", "https://host/v1/reranks"),
+        ("https://host/v1/", "https://host/v1/reranks"),
+        ("https://host", "https://host/reranks"),
+        (
+            "https://host:8443/v1?version=2&key=a%2Bb",
+            "https://host:8443/v1/reranks?version=2&key=a%2Bb",
+        ),
+        ("https://host?version=2", "https://host/reranks?version=2"),
+    ],
+)
+def test_a_query_string_stays_behind_the_path(base_url: str, url: str) -> None:
+    assert request_url(base_url, "/reranks") == url
+
+
+def test_the_values_of_a_query_string_are_not_shown() -> None:
+    shown = config_of(base_url="https://host/v1?key=sesame").shown()["endpoint"]
+    assert shown["base_url"] == "https://host/v1?set"
 
 
 def test_the_local_server_wants_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
