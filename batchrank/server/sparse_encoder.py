@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MODEL = Path(__file__).parent / "model"
 
+UNKNOWN, FIRST, LAST = 100, 101, 102  # [UNK], [CLS] and [SEP] in the vocabulary of BERT
 WINDOW_PIECES = 254  # BERT learnt 512 places; half of them score long texts better
 HEADS, HEAD_SIZE = 2, 64
 STEPS_OF_ONE = 2048  # the input of a normalisation is a whole number of these
@@ -94,14 +95,17 @@ class SparseEncoder:
         if not whole:
             return 0.0
         windows = self._weights(text, query.terms).tolist()
-        return max(
-            math.fsum(
-                asked * math.log1p(found)
-                for asked, found in zip(query.weights, window, strict=True)
-                if found > 0
+        return (
+            max(
+                math.fsum(
+                    asked * math.log1p(found)
+                    for asked, found in zip(query.weights, window, strict=True)
+                    if found > 0
+                )
+                for window in windows
             )
-            for window in windows
-        ) / whole
+            / whole
+        )
 
     def _weights(self, text: Text, terms: npt.NDArray[np.intp]) -> F32:
         """The highest activation of each term in each window. Shape: (windows, terms)."""
@@ -115,23 +119,11 @@ class SparseEncoder:
     def _windows(self, text: str) -> list[list[int]]:
         """The ids of a text's word pieces in windows, each with [CLS] and [SEP]."""
         ids = self._tokenizer.encode(_plain(text), add_special_tokens=False).ids
-        ids = ids or [self._unknown]
+        ids = ids or [UNKNOWN]
         return [
-            [self._first, *ids[start : start + WINDOW_PIECES], self._last]
+            [FIRST, *ids[start : start + WINDOW_PIECES], LAST]
             for start in range(0, len(ids), WINDOW_PIECES)
         ]
-
-    @property
-    def _unknown(self) -> int:
-        return self._tokenizer.token_to_id("[UNK]")
-
-    @property
-    def _first(self) -> int:
-        return self._tokenizer.token_to_id("[CLS]")
-
-    @property
-    def _last(self) -> int:
-        return self._tokenizer.token_to_id("[SEP]")
 
     def _encode(self, texts: list[list[list[int]]]) -> list[Text]:
         """Encode the windows of texts, some thousand pieces at a time."""
@@ -183,10 +175,9 @@ class SparseEncoder:
             likeness *= query_steps[here][:, :, None]
             likeness *= key_steps[here][:, None, :]
             shares = self._softmax_shares(likeness)
-            step = np.abs(value[here]).max() / np.float32(127)
-            step = step if step > 0 else np.float32(1)
-            sums = shares @ np.rint(value[here] / step)
-            mixed[here] = sums / shares.sum(axis=2, keepdims=True) * step
+            whole, steps = _whole_numbers(value[here].transpose(0, 2, 1))
+            sums = shares @ whole.transpose(0, 2, 1)
+            mixed[here] = sums / shares.sum(axis=2, keepdims=True) * steps[:, None, :]
             start += length
         rows: F32 = mixed.transpose(1, 0, 2).reshape(len(states), HEADS * HEAD_SIZE)
         return rows
