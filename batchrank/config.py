@@ -30,6 +30,7 @@ from batchrank.suggestion import suggest
 class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whom to ask, and how. `base_url` ends where the SDKs' base URLs end. `scores_lists`: the
     model scores a list as a whole. `unite_rows`: rows that share a query share requests.
+    `local_scorer`: what gives the scores where the run starts the local server.
     `price_usd`: of a million tokens, or of a thousand searches.
 
     Model, key variable, `scores_lists` and price are by default the provider's.
@@ -41,6 +42,7 @@ class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     instruct: str = ""
     scores_lists: bool = False
     unite_rows: bool = False
+    local_scorer: Literal["embedded", "lexical"] = "embedded"
     price_usd: Amount = 0.1
     api_key_env: str = "DASHSCOPE_API_KEY"
     api_key_file: str = ""
@@ -97,7 +99,10 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def scorer(self) -> str:
         """The name of what gives the scores: the model, if it is really asked."""
-        return EMBEDDED_SCORER if self.is_embedded else self.endpoint.model
+        if not self.is_embedded:
+            return self.endpoint.model
+        lexical = self.endpoint.local_scorer == "lexical"
+        return f"{EMBEDDED_SCORER}{', lexical' if lexical else ''}"
 
     @property
     def bills(self) -> bool:
@@ -144,6 +149,8 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             name: getattr(self.endpoint, name)
             for name in ("provider", "model", "instruct", "scores_lists", "unite_rows")
         }
+        if self.is_embedded:
+            endpoint["local_scorer"] = self.endpoint.local_scorer
         sections = {
             "endpoint": endpoint,
             "limits": msgspec.to_builtins(self.limits),
@@ -164,6 +171,7 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """The fields that decide the score of a pair, by name: under others it is another score."""
         names = ["endpoint.provider", "endpoint.model", "endpoint.instruct"]
         names += ["endpoint.scores_lists", "limits.max_tokens_per_document"]
+        names += ["endpoint.local_scorer"] * self.is_embedded
         deciding = self.deciding()
         return {name: deciding[name] for name in names}
 
@@ -372,6 +380,11 @@ def _check(config: JobConfig, name: str, insecure_http: bool) -> None:
         raise ConfigInvalid(
             f'{name}: provider "{endpoint.provider}" is wherever you run it: set '
             f"endpoint.base_url, such as http://127.0.0.1:8080 ({provider.path} is added)."
+        )
+    if endpoint.local_scorer != "embedded" and not config.is_embedded:
+        raise ConfigInvalid(
+            f"{name}: endpoint.local_scorer is for the local server, and this run asks another. "
+            "Leave it out."
         )
     if endpoint.instruct and provider.fields.instruct is None:
         raise ConfigInvalid(

@@ -83,7 +83,7 @@ def run(
     previous, identity = _reused(config, request, None if anew else state)
     if config.is_embedded and not config.endpoint_chosen:
         _log.warning(NOBODY_CHOSE)
-    deciding = {**config.deciding(), "endpoint.embedded": config.is_embedded, "--reuse": identity}
+    deciding = {"endpoint.embedded": config.is_embedded, **config.deciding(), "--reuse": identity}
     rows = min(source.total_rows, request.limit_rows or source.total_rows)
     fingerprint = Fingerprint(list(source.files), request.limit_rows, deciding)
     if shard is not None:

@@ -80,7 +80,9 @@ def choose_figures(progress: Progress, width: int) -> str:
         "rate": f"{progress.requests_per_second:,.1f} requests/s",
         "tokens": f"{progress.tokens:,} tokens",
         # A rehearsal costs nothing, and dollars on a bar are taken for dollars.
-        "cost": "" if progress.scorer == EMBEDDED_SCORER else money(progress.cost_usd, True),
+        "cost": ""
+        if progress.scorer.startswith(EMBEDDED_SCORER)
+        else money(progress.cost_usd, True),
         "failed": _counted(progress.rows_failed, "failed"),
         "partial": _counted(progress.rows_partial, "partial"),
         "retries": _counted(progress.retries, "sent again"),

@@ -49,7 +49,9 @@ def opened(out: Place, config: JobConfig, *, rows_only: bool) -> Previous:
         )
     if run.version != VERSION:
         raise InputBad(f"{out}: its _pairs/ are of another batchrank. Leave --reuse out.")
-    for name, value in config.scoring().items():
+    now = config.scoring()
+    for name in dict.fromkeys([*now, *run.scoring]):
+        value = now.get(name)
         if run.scoring.get(name) != value:
             raise ConfigInvalid(
                 f"{out}: was scored with {name} = {run.scoring.get(name)!r}, now {value!r}: none "

@@ -196,7 +196,7 @@ class Session:
     def _score(self, key: str | None) -> None:
         """Send what is missing. Raises what ended it early, once all that came is on disk."""
         url = self._config.endpoint.base_url or self._config.provider.base_url
-        server = nullcontext(url) if url else local_server()
+        server = nullcontext(url) if url else local_server(self._config.endpoint.local_scorer)
         with server as base_url, closing(self._checkpoint), rarely_collected():
             halt = self._in_loop(self._send(base_url, key if url else None))
         reason = halt.reason or self._checkpoint.error

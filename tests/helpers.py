@@ -249,8 +249,9 @@ def rows_of(*rows: tuple[str | None, Sequence[str | None]]) -> pa.Table:
 
 def dated(out: Path, day: date) -> None:
     """Have an output say that it was begun on another day."""
+    scoring = json.loads((out / "_pairs" / "run.json").read_bytes())["scoring"]
     (out / "_pairs" / "run.json").unlink()
-    SideFiles(out, out / "_batchrank").begin(load(None, {}).scoring(), day)
+    SideFiles(out, out / "_batchrank").begin(scoring, day)
 
 
 def scores_of(out: Path) -> list[dict[int, float]]:

@@ -71,7 +71,7 @@ def test_scores_of_another_model_do_not_fit_even_where_nobody_looks(
     server: Server, night: Path
 ) -> None:
     """The names of pairs change with what decides scores: the folder's own word is not needed."""
-    other = load(None, {"endpoint": {"instruct": "find lies"}})
+    other = load(None, {"endpoint": {"instruct": "find lies", "base_url": server.base_url}})
     (night / "_pairs" / "run.json").unlink()
     SideFiles(night, night / "_batchrank").begin(other.scoring(), date(2026, 11, 1))
     code, said = refusal(server, night, "--instruct", "find lies")

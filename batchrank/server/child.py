@@ -13,9 +13,10 @@ from batchrank.errors import TryLater
 
 
 @contextmanager
-def local_server() -> Iterator[str]:
-    """Start `batchrank serve` on a free port; its base URL."""
-    command = [sys.executable, "-m", "batchrank", "serve", "--port", "0", "--until-stdin-closes"]
+def local_server(scorer: str = "embedded") -> Iterator[str]:
+    """Start `batchrank serve` with this scorer on a free port; its base URL."""
+    command = [sys.executable, "-m", "batchrank", "serve", "--port", "0"]
+    command += ["--scorer", scorer, "--until-stdin-closes"]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
