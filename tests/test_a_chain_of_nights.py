@@ -7,9 +7,20 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
-from helpers import Server, clean, dated, inside, output, reused, rows_of, score, scores_of, written
+from helpers import (
+    Server,
+    clean,
+    dated,
+    inside,
+    output,
+    reused,
+    rows_of,
+    score,
+    scores_of,
+    settings,
+    written,
+)
 
-from batchrank.config import load
 from batchrank.digests import Digests
 from batchrank.pairs import SideFiles, begun, days_of
 from batchrank.records import Pairs, Row, RowScores
@@ -53,7 +64,7 @@ def test_of_two_scores_of_a_pair_the_latest_counts(server: Server, tmp_path: Pat
     written(tmp_path / "1.parquet", rows_of(("lift", ["wings"])))
     score(server, tmp_path / "1.parquet", tmp_path / "1")
     dated(tmp_path / "1", FIRST)
-    digests = Digests(load(None, {}).scoring())
+    digests = Digests(settings(server.base_url).scoring())
     name = digests.of(Row(0, "lift", ["wings"]))
     days = [days_of(FIRST), days_of(SECOND), days_of(SECOND)]
     rows = [

@@ -195,7 +195,8 @@ def test_plan_tells_the_bill_beforehand(server: Server, tmp_path: Path) -> None:
     later = table(22, documents=4, tag="bill")
     score(server, written(tmp_path / "1.parquet", later.slice(0, 20)), tmp_path / "1")
     written(tmp_path / "2.parquet", later)
-    planned = inside("plan", tmp_path / "2.parquet", "--reuse", tmp_path / "1", "--summary", "json")
+    reusing = [tmp_path / "2.parquet", "--reuse", tmp_path / "1", "--base-url", server.base_url]
+    planned = inside("plan", *reusing, "--summary", "json")
     bill = json.loads(planned.stdout)
     before = server.received
     receipt = score(
@@ -213,7 +214,7 @@ def test_plan_tells_the_bill_beforehand(server: Server, tmp_path: Path) -> None:
     assert receipt.pairs_reused > 0
     assert receipt.tokens_estimated == bill["tokens"]
     assert (bill["documents_not_sent"], bill["rows_skipped"]) == (0, 0)
-    words = inside("plan", tmp_path / "2.parquet", "--reuse", tmp_path / "1").stdout
+    words = inside("plan", *reusing).stdout
     assert f"reused     {receipt.pairs_reused} pairs" in words
 
 
