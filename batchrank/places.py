@@ -57,6 +57,11 @@ class Remote:
         """The file, to be read at any place. Raises as the store does: OSError."""
         return self._store.open_input_file(self._path)
 
+    @property
+    def handle(self) -> tuple[fs.FileSystem, str]:
+        """The filesystem and the path in it, from which another process can open the file."""
+        return self._store, self._path
+
     def modified(self) -> str:
         """When the file was put, in nanoseconds; "" where the store does not say."""
         moment = self._info().mtime_ns

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import types
@@ -25,16 +24,17 @@ from batchrank.input_columns import InputColumns
 from batchrank.input_file import InputFile, unreadable
 from batchrank.places import Place, Remote, plain
 from batchrank.records import Row
+from batchrank.row_check import MOST_ROW_BYTES, RowChecker
 from batchrank.schema import Columns, check
 from batchrank.text_form import plain_array
 
 BATCH_ROWS = 256
 _BATCH_BYTES = 2 << 20
 _PROBE_ROWS = 4
-_MOST_ROW_BYTES = 64 << 20
-"""Of a row, taken over a row group or batch: Arrow holds it several times over while it is read."""
+_BATCH_MOST_BYTES = 128 << 20
 _PACKED = 10
-"""Text shrinks to a third or a fifth; what shrinks to so small a part repeats itself."""
+"""Text shrinks to a third or a fifth; what shrinks to so small a part repeats itself, and may take
+far more than its footer says. See `row_check`."""
 ROW_COLUMN = "row"
 STATE = "_batchrank"
 MARKER = "_batchrank.json"
@@ -87,7 +87,8 @@ class Source:
         self.files = files
         self._columns = columns
         self._has_id = has_id
-        self._measured: set[tuple[object, ...]] = set()
+        self._checker = RowChecker()
+        self._measured: dict[tuple[object, ...], tuple[int, int]] = {}
 
     @property
     def total_rows(self) -> int:
@@ -177,11 +178,9 @@ class Source:
             for group in groups:
                 end = start + parquet.metadata.row_group(group).num_rows
                 if end > first and start < stop and (only is None or only[start:end].any()):
-                    measured = (str(path), group, *names)
-                    if packed and measured not in self._measured:
-                        _check_decoded(path, parquet.schema, group, stored)
-                        self._measured.add(measured)
-                    for batch in _batches(parquet, group, stored):
+                    rows = min(end, stop) - start
+                    most = self._most_row_bytes(path, group, stored, rows) if packed else 0
+                    for batch in _batches(parquet, group, stored, most):
                         _check_size(path, group, batch.nbytes, batch.num_rows)
                         batch = self._parts.alike(path, batch, names)
                         yield from _cut(batch, start, first, stop, rows_per_part)
@@ -191,6 +190,21 @@ class Source:
                     if start != end:
                         raise InputBad(f"{path}: row group {group} lacks rows that it claims.")
                 start = end
+
+    def _most_row_bytes(self, path: InputFile, group: int, names: list[str], rows: int) -> int:
+        """Measure a packed row group's first rows. Raises `InputBad` where one is too large."""
+        group_columns = (str(path), group, *names)
+        measured, most = self._measured.get(group_columns, (0, 0))
+        if measured < rows:
+            most = self._checker.most_row_bytes(path.place, group, names, rows)
+            path.check()
+            if most > MOST_ROW_BYTES:
+                raise InputBad(
+                    f"{path}: a row of row group {group} takes more than {MOST_ROW_BYTES >> 20} MB "
+                    "once it is decoded. Shorten its texts, of which only a part would be read."
+                )
+            self._measured[group_columns] = rows, most
+        return most
 
     def _chunk(self, first: int, batch: pa.RecordBatch, only: Flags | None = None) -> Chunk:
         candidates = Candidates(batch.column(self._columns.candidates), self._columns)
@@ -287,8 +301,12 @@ def open_parquet(file: pa.NativeFile) -> pq.ParquetFile:
     )
 
 
-def _batches(parquet: pq.ParquetFile, group: int, names: list[str]) -> Iterator[pa.RecordBatch]:
-    """A row group's batches, as many rows at a time as make a few megabytes."""
+def _batches(
+    parquet: pq.ParquetFile, group: int, names: list[str], most_row_bytes: int
+) -> Iterator[pa.RecordBatch]:
+    """A row group's batches, as many rows at a time as make a few megabytes. `most_row_bytes`: the
+    size of the largest row, 0 where that is not known.
+    """
 
     def read(rows: int) -> Iterator[pa.RecordBatch]:
         batches: Iterator[pa.RecordBatch] = parquet.iter_batches(
@@ -300,53 +318,19 @@ def _batches(parquet: pq.ParquetFile, group: int, names: list[str]) -> Iterator[
     if probe is None or not probe.num_rows:
         return
     row_bytes = max(1, probe.nbytes // probe.num_rows)
-    if row_bytes > _MOST_ROW_BYTES:  # it will be refused: not read twice
+    if row_bytes > MOST_ROW_BYTES:  # it will be refused: not read twice
         yield probe
         return
     del probe
-    yield from read(max(1, min(BATCH_ROWS, _BATCH_BYTES // row_bytes)))
-
-
-def _check_decoded(
-    path: InputFile, schema: pq.ParquetSchema, group: int, names: Sequence[str]
-) -> None:
-    """A dictionary packs a large text over and over into almost nothing, and no footer tells what a
-    row of them takes once it is decoded: measure each with its dictionary left as it is.
-
-    (What a footer says of a single column is not asked for: pyarrow 26 ends the process where that
-    is damaged.)
-    """
-    leaves = [schema.column(place) for place in range(len(schema))]
-    for leaf in leaves:
-        if leaf.path.split(".")[0] in names and leaf.physical_type == "BYTE_ARRAY":
-            with (
-                path.read() as file,
-                pq.ParquetFile(file, read_dictionary=[leaf.path]) as parquet,
-            ):
-                rows = parquet.iter_batches(
-                    1, row_groups=[group], columns=[leaf.path], use_threads=False
-                )
-                for row in rows:
-                    _check_size(path, group, _decoded_bytes(row.column(0)), 1)
-
-
-def _decoded_bytes(column: pa.Array) -> int:
-    """Bytes of a column's texts, were its dictionary applied; those of other arrays as they are."""
-    while types.is_list(column.type) or types.is_large_list(column.type):
-        column = column.flatten()
-    if types.is_struct(column.type):
-        column = column.flatten()[0]  # the one leaf that is read
-    if not types.is_dictionary(column.type):
-        return int(column.nbytes)
-    lengths = pc.binary_length(column.dictionary)
-    return int(pc.sum(lengths.take(column.indices)).as_py() or 0)
+    most = _BATCH_MOST_BYTES // max(1, most_row_bytes)
+    yield from read(max(1, min(BATCH_ROWS, _BATCH_BYTES // row_bytes, most)))
 
 
 def _check_size(path: InputFile, group: int, size: int, rows: int) -> None:
-    if rows and size > rows * _MOST_ROW_BYTES:
+    if rows and size > rows * MOST_ROW_BYTES:
         raise InputBad(
             f"{path}: {rows} rows of row group {group} take {size >> 20:,} MB, and a row may take "
-            f"{_MOST_ROW_BYTES >> 20}. Shorten their texts, of which only a part would be read."
+            f"{MOST_ROW_BYTES >> 20}. Shorten their texts, of which only a part would be read."
         )
 
 

@@ -25,7 +25,7 @@ DIALECT_FILES = (
 WIRE = {"wire", *(f"wire.{name}" for name in DIALECT_FILES)}
 SHELL = {"source", "sink", "checkpoint", "transport", "throttle", "dispatch"}
 PLACES_AND_SCHEMA = {"records", "places", "input_file", "arguments", "schema", "input_columns"}
-PLACES_AND_SCHEMA |= {"candidates", "text_form"}
+PLACES_AND_SCHEMA |= {"candidates", "text_form", "row_check"}
 SHAPES = {
     f"shapes.{name}"
     for name in ("lines", "groups", "grouped", "spill", "pairs", "ids", "texts", "hashes")
@@ -48,7 +48,7 @@ DOORS = {
     "aiolimiter": {"throttle"},
     "pyarrow": {"places", "schema", "input_file", "source", "sink", "pairs", "inspection", "output"}
     | {"export", "findings", "process", "rankings", "qrels", "text_lines", "published_rows"}
-    | {"candidates", "input_columns", "text_form"}
+    | {"candidates", "input_columns", "text_form", "row_check"}
     | SHAPES,
     "polars": {"rankings", "qrels", "export", "shapes.hashes", "frames"},
     "scipy": {"evaluation"},
