@@ -110,7 +110,7 @@ class Ahead:
         Raises `InputBad` where the texts were others.
         """
         answer = self._known.pop(plan.plan_id, None)
-        if answer is not None and not _given_to(answer, plan):
+        if answer is not None and not is_given_to(answer, plan):
             if self._lenient:
                 return None
             raise InputBad(
@@ -123,7 +123,7 @@ class Ahead:
         return not (isinstance(answer.outcome, Failed) and self._again[row_of(plan)])
 
 
-def _given_to(answer: Answer, plan: RequestPlan) -> bool:
+def is_given_to(answer: Answer, plan: RequestPlan) -> bool:
     """Whether an answer was given to these very texts; earlier versions had another digest."""
     if answer.digest == plan.digest:
         return True

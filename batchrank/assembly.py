@@ -7,7 +7,7 @@ the endpoint a moment ago, or from the checkpoint of a run that was killed.
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan, nan
 from typing import Any
 
@@ -141,6 +141,22 @@ class Assembly:
         if part.waiting:
             return None
         return self._parts.pop(index)
+
+
+def assemble(planned: PlannedRow, outcomes: Mapping[int, Outcome]) -> RowScores:
+    """Return the finished row of a plan, whose requests all have an outcome."""
+    row = _OpenRow(planned, (planned.known or array("d", [nan]) * planned.candidates)[:], 0)
+    for plan in planned.plans:
+        outcome = outcomes[plan.plan_id]
+        assert not isinstance(outcome, Dropped), "an outcome that settles nothing"
+        for place, slot in enumerate(plan.slots):
+            if slot.row != planned.index:
+                continue
+            share = _share(outcome, place)
+            _take(row, slot, outcome, share)
+            ids = [request_id(plan.plan_id, answer) for answer in share.answers]
+            row.request_ids = (*row.request_ids, *ids)
+    return _finished(row)
 
 
 def widened(row: RowScores, candidates: int) -> RowScores:

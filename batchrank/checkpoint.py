@@ -34,7 +34,7 @@ COMMIT_GROUP = 256
 """Answers on their way to the disk at which sending waits. So no more than `max_in_flight` + 256
 answers are ever lost by a kill. Half of it is committed at once: at 10,000 answers a second, the
 most that was measured, that is each 13 ms, and a commit takes 5."""
-_VERSION = 3
+VERSION = 3
 _SCHEMA = f"""
 BEGIN;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -47,7 +47,7 @@ _SINCE = {
     2: "",  # digests of another kind (see `digests`)
 }
 """What makes a checkpoint of a version one of the next."""
-_ROWS = """
+ROWS_OF_PART = """
 WITH mine AS (
     SELECT plan, also FROM answers WHERE part = :part AND (scores IS NOT NULL OR NOT :scored)
 )
@@ -175,7 +175,7 @@ class Checkpoint:
             with closing(_connection(self._path)) as database:
                 parts = database.execute("SELECT DISTINCT part FROM answers").fetchall()
                 return sum(
-                    database.execute(_ROWS, {**asked, "part": part}).fetchone()[0]
+                    database.execute(ROWS_OF_PART, {**asked, "part": part}).fetchone()[0]
                     for (part,) in parts
                     if part not in published
                 )
@@ -297,7 +297,7 @@ def begin(path: Path, fingerprint: bytes) -> None:
             database.executescript(_SCHEMA)
             database.execute("BEGIN")
             database.execute("INSERT INTO meta VALUES ('fingerprint', ?)", (fingerprint,))
-            database.execute(f"PRAGMA user_version={_VERSION}")
+            database.execute(f"PRAGMA user_version={VERSION}")
             database.execute("COMMIT")
     except (sqlite3.Error, OSError) as error:
         raise StorageFailed(f"{path}: cannot be written: {error}.") from error
@@ -324,10 +324,10 @@ def read_fingerprint(path: Path) -> bytes | None:
             version = database.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 return None
-            if version > _VERSION:
+            if version > VERSION:
                 raise OutputUnusable(
                     f"{path}: was written by a newer batchrank (state version {version}; this one "
-                    f"knows {_VERSION}). Update batchrank, or choose a new output."
+                    f"knows {VERSION}). Update batchrank, or choose a new output."
                 )
             tables = "SELECT count(*) FROM sqlite_master WHERE name IN ('answers', 'meta', 'parts')"
             if database.execute(tables).fetchone()[0] != 3:
@@ -345,7 +345,7 @@ def read_fingerprint(path: Path) -> bytes | None:
 def _bring_up_to_date(database: sqlite3.Connection) -> None:
     """Let a run go on that an earlier version began."""
     version = database.execute("PRAGMA user_version").fetchone()[0]
-    for step in range(version, _VERSION):
+    for step in range(version, VERSION):
         database.executescript(f"BEGIN; {_SINCE[step]}; PRAGMA user_version={step + 1}; COMMIT")
 
 

@@ -298,7 +298,8 @@ def verify(out: str) -> None:
 
 
 @cli.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out")
+@STATE_DIR
 @click.option(
     "--qrels",
     type=click.Path(path_type=Path),
@@ -306,7 +307,6 @@ def verify(out: str) -> None:
 )
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
     metavar="OUT2",
     help="Another output to set beside, by a paired test.",
 )
@@ -319,7 +319,12 @@ def verify(out: str) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
 def evaluate(
-    out: Path, qrels: Path | None, against: Path | None, ks: tuple[int, ...], as_json: bool
+    out: str,
+    state_dir: Path | None,
+    qrels: Path | None,
+    against: str | None,
+    ks: tuple[int, ...],
+    as_json: bool,
 ) -> None:
     """Judge the scores by qrels: nDCG, MRR and recall, beside the input order.
 
@@ -330,22 +335,26 @@ def evaluate(
       batchrank evaluate scores --qrels qrels.parquet --against scores-of-another-model
     """
     from batchrank import evaluation, movement
+    from batchrank.places import place
 
+    log_to_stderr("text", "warning")
     if qrels is None:
         if against is not None or ks:
             raise click.UsageError("--against and --k need --qrels.")
-        _show(evaluation.moved(out), movement.words, as_json=as_json)
+        _show(evaluation.moved(place(out), state_dir), movement.words, as_json=as_json)
         return
-    judged = evaluation.evaluate(out, qrels, against=against, ks=ks)
+    other = None if against is None else place(against)
+    judged = evaluation.evaluate(place(out), qrels, against=other, ks=ks, state_dir=state_dir)
     _show(judged, evaluation.words, as_json=as_json)
 
 
 @cli.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out")
+@STATE_DIR
 @click.option(
     "-o", "--output", "file", type=click.Path(path_type=Path), help="[default: OUT/_report.html]"
 )
-def report(out: Path, file: Path | None) -> None:
+def report(out: str, state_dir: Path | None, file: Path | None) -> None:
     """Write a run's rate, latency, scores, failures and cost into one HTML file, and say where.
 
     \b
@@ -353,12 +362,15 @@ def report(out: Path, file: Path | None) -> None:
       batchrank report scores -o report.html
     """
     from batchrank.page import write_page
+    from batchrank.places import place
 
-    _say(str(write_page(out, file)))
+    log_to_stderr("text", "warning")
+    _say(str(write_page(place(out), file, state_dir)))
 
 
 @cli.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out")
+@STATE_DIR
 @click.option(
     "--format",
     "form",
@@ -373,29 +385,27 @@ def report(out: Path, file: Path | None) -> None:
     type=click.Path(path_type=Path),
     help="Where to, whole or not at all; pairs as Parquet if it ends so.  [default: stdout]",
 )
-def export(out: Path, form: str, file: Path | None) -> None:
+def export(out: str, state_dir: Path | None, form: str, file: Path | None) -> None:
     """Write the scores in a form that other tools read: TREC, pairs (TSV or Parquet), JSON lines.
+
+    Of a run that is not finished also the rows answered so far, with "published" false.
 
     \b
     Example:
       batchrank export scores --format trec -o scores.run
     """
     from batchrank.export import export
+    from batchrank.places import place
 
+    log_to_stderr("text", "warning")
     try:
-        exported = export(out, form, sys.stdout.buffer, file=file)
+        export(place(out), form, sys.stdout.buffer, file=file, state_dir=state_dir)
     except (BrokenPipeError, StorageFailed) as error:
         if file is None:  # else Python tries to write the rest at its end, and makes the code 120
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, StorageFailed):
             raise
         return  # whoever reads has seen enough
-    if not exported.finished:
-        _say(
-            f"batchrank: {out}: is not finished; the {exported.rows:,} rows of its "
-            f"{len(exported.parts):,} parts so far are exported. See `batchrank status`.",
-            err=True,
-        )
 
 
 @cli.command()

@@ -6,6 +6,7 @@ fits, and never 99, which Airflow's BashOperator reads as "skip".
 """
 
 from enum import IntEnum
+from typing import Any
 from unicodedata import category
 
 
@@ -57,9 +58,13 @@ def _is_unseen(char: str) -> bool:
 
 
 class BatchrankError(Exception):
-    """A foreseen failure: its text is for the user, its `code` for the scheduler."""
+    """A foreseen failure: its text is for the user, its `code` for the scheduler.
+
+    `scores`: what `batchrank.rerank` had bought when it failed, where that is kept nowhere else.
+    """
 
     code = ExitCode.BUG
+    scores: Any = None
 
     def __init__(self, message: str = "") -> None:
         super().__init__(escape(message))

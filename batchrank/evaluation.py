@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from batchrank.errors import InputBad, OutputUnusable
 from batchrank.movement import Movement, Moves
-from batchrank.output import Depth, opened, scored
+from batchrank.output import Depth, Output, opened, scored
+from batchrank.places import Place
 from batchrank.qrels import Qrels, read_qrels
 from batchrank.rankings import Documents, Ranking, distinct, query_ids, read_rankings
 
@@ -80,7 +81,12 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def evaluate(
-    out: Path, qrels_path: Path, *, against: Path | None = None, ks: Sequence[int] = ()
+    out: Place,
+    qrels_path: Path,
+    *,
+    against: Place | None = None,
+    ks: Sequence[int] = (),
+    state_dir: Path | None = None,
 ) -> Evaluation:
     """Judge an output by qrels, at the cuts `ks` (none: nDCG and MRR at 10, recall at 10 and 100).
 
@@ -89,12 +95,12 @@ def evaluate(
     """
     qrels = read_qrels(qrels_path)
     judged = {query for query, grades in qrels.items() if max(grades.values()) > 0}
-    own = read_rankings(out, judged)
+    own = read_rankings(out, judged, state_dir)
     other = own if against is None else read_rankings(against, judged)
     known, others = own.by_query.keys(), other.by_query.keys()
     chosen = sorted(known & others)
     if not chosen:
-        raise InputBad(_no_query_fits(qrels_path, qrels, known, out, against))
+        raise InputBad(_no_query_fits(qrels_path, qrels, known, own.output, against))
     rankings = _chosen(own.by_query, chosen, out)
     grades = [qrels[query] for query in chosen]
     after = _measured(grades, [ranking.after for ranking in rankings], ks)
@@ -125,11 +131,11 @@ def evaluate(
     )
 
 
-def moved(out: Path) -> Movement:
+def moved(out: Place, state_dir: Path | None = None) -> Movement:
     """How far the ranks of an output are from the order of its input, and how many ties it has."""
-    output = opened(out)
+    output = opened(out, state_dir)
     moves, depth = Moves(), Depth(output)
-    for batch in output.batches(["results"]):
+    for batch in output.batches(["results"], open_rows=False):
         moves.add(*scored(batch))
         depth.add(batch)
     return moves.result(depth.top_n)
@@ -211,12 +217,12 @@ def _span(interval: tuple[float, float] | None, sign: str) -> str:
 
 
 def _no_query_fits(
-    path: Path, qrels: Qrels, judged: Iterable[str], out: Path, against: Path | None
+    path: Path, qrels: Qrels, judged: Iterable[str], output: Output, against: Place | None
 ) -> str:
     """What to say when nothing can be judged: nobody sees at once that "7" is not "q7"."""
+    out = output.folder
     if any(judged):
         return f"{path}: judges no query that is in both {out} and {against}."
-    output = opened(out)
     some: list[str] = []
     for batch in output.batches([output.identity]):
         ids = query_ids(batch.column(0)).drop_nulls()
@@ -234,7 +240,7 @@ def _like(ids: Iterable[str]) -> str:
     return ", ".join(repr(one) for one in islice(ids, 2))
 
 
-def _chosen(by_query: dict[str, Ranking], queries: Sequence[str], out: Path) -> Sequence[Ranking]:
+def _chosen(by_query: dict[str, Ranking], queries: Sequence[str], out: Place) -> Sequence[Ranking]:
     """The rankings of these queries. Raises `OutputUnusable` where no candidate has an id."""
     rankings = [by_query[query] for query in queries]
     named = any(document is not None for one in rankings for document in one.after)

@@ -18,21 +18,33 @@ import pyarrow.parquet as pq
 
 from batchrank.errors import InputBad, StorageFailed
 from batchrank.output import Output, check_place, long, opened
+from batchrank.places import Place
 from batchrank.sink import sync_folder
 
 TAG = "batchrank"
+TAG_UNPUBLISHED = "batchrank-unpublished"
 _SPACE = r"[\s\v\x1c-\x1f\x{85}\p{Z}]|^$"
 """What a reader of TREC files may split at, or an id that would be no column at all."""
 
 
-def export(out: Path, form: str, stream: IO[bytes], *, file: Path | None = None) -> Output:
+def export(
+    out: Place,
+    form: str,
+    stream: IO[bytes],
+    *,
+    file: Path | None = None,
+    state_dir: Path | None = None,
+) -> Output:
     """Write an output as "trec", "pairs" or "jsonl" to `file`, or to the stream where there is
     none; what was exported. Pairs become Parquet in a file whose name ends so, else TSV.
+
+    Of an output that is not finished, answered rows of parts that are not complete are exported as
+    well. A last column `published` tells them apart; in a TREC run the tag does.
 
     Raises `OutputUnusable` where there is nothing to export, `InputBad` for ids that the form
     cannot hold, `StorageFailed`, and `BrokenPipeError` once nobody reads the stream any more.
     """
-    output = opened(out)
+    output = opened(out, state_dir)
     if file is not None:
         check_place(file, out)
     if form == "jsonl":
@@ -52,33 +64,48 @@ def export(out: Path, form: str, stream: IO[bytes], *, file: Path | None = None)
 
 def _write(output: Output, form: str, stream: IO[bytes]) -> None:
     if form != "jsonl":
-        nothing = pl.DataFrame(_named(long(_empty(output), output.identity), output))
+        nothing = pl.DataFrame(_named(_pairs(_empty(output), output, True), output))
         stream.write(nothing.write_csv(separator="\t").encode() if form == "pairs" else b"")
-    for batch in output.batches(None if form == "jsonl" else [output.identity, "results"]):
+    columns = None if form == "jsonl" else [output.identity, "results"]
+    for published, batch in output.marked_batches(columns):
         text = BytesIO()  # polars would write to a pipe's descriptor in its own threads
         if form == "jsonl":
-            _json_lines(batch).write_ndjson(text)
+            _json_lines(_marked(pa.Table.from_batches([batch]), output, published)).write_ndjson(
+                text
+            )
         elif form == "pairs":
-            pairs = pl.DataFrame(_named(long(batch, output.identity), output))
+            pairs = pl.DataFrame(_named(_pairs(batch, output, published), output))
             pairs.write_csv(text, separator="\t", include_header=False)
         else:
-            lines = _trec(_named(long(batch, output.identity), output), output)
+            tag = TAG if published else TAG_UNPUBLISHED
+            lines = _trec(_named(long(batch, output.identity), output), output, tag)
             lines.write_csv(text, separator=" ", include_header=False, quote_style="never")
         stream.write(text.getbuffer())
 
 
 def _write_parquet(output: Output, stream: IO[bytes]) -> None:
-    schema = long(_empty(output), output.identity).schema
+    schema = _pairs(_empty(output), output, True).schema
     with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
-        for batch in output.batches([output.identity, "results"]):
-            writer.write_table(long(batch, output.identity))
+        for published, batch in output.marked_batches([output.identity, "results"]):
+            writer.write_table(_pairs(batch, output, published))
+
+
+def _pairs(batch: pa.RecordBatch, output: Output, published: bool) -> pa.Table:
+    return _marked(long(batch, output.identity), output, published)
+
+
+def _marked(table: pa.Table, output: Output, published: bool) -> pa.Table:
+    """Rows with the column `published`, if the output has rows that are not."""
+    if not output.rows_answered:
+        return table
+    return table.append_column("published", pa.repeat(published, len(table)))
 
 
 def _empty(output: Output) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([], schema=output.schema)
 
 
-def _trec(pairs: pa.Table, output: Output) -> pl.DataFrame:
+def _trec(pairs: pa.Table, output: Output, tag: str) -> pl.DataFrame:
     """Six columns for each scored candidate. A candidate without doc_id is called by its index."""
     pairs = pairs.filter(pc.is_valid(pairs["rank"]))
     documents = pc.coalesce(pairs["doc_id"], pairs["index"].cast(pa.string()))
@@ -91,7 +118,7 @@ def _trec(pairs: pa.Table, output: Output) -> pl.DataFrame:
             "document": documents,
             "rank": pairs["rank"],
             "score": pairs["relevance_score"],
-            "tag": pl.repeat(TAG, len(pairs), eager=True),
+            "tag": pl.repeat(tag, len(pairs), eager=True),
         }
     )
 
@@ -118,13 +145,13 @@ def _check_ids(name: str, ids: pa.ChunkedArray, output: Output) -> None:
         )
 
 
-def _json_lines(batch: pa.RecordBatch) -> pl.DataFrame:
+def _json_lines(batch: pa.Table) -> pl.DataFrame:
     """All columns; bytes, for which JSON has no form, as base64."""
     frame = pl.DataFrame(batch)
     return frame.with_columns(pl.selectors.binary().bin.encode("base64"))
 
 
-def _check_types(schema: pa.Schema, out: Path) -> None:
+def _check_types(schema: pa.Schema, out: Place) -> None:
     """Bytes inside of lists or structs have no form in JSON that the writer knows."""
     for field in schema:
         if pa.types.is_nested(field.type) and "binary" in str(field.type):

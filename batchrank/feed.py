@@ -49,7 +49,7 @@ class Feed:
         self, only: Flags | None = None
     ) -> AsyncGenerator[tuple[Chunk, list[PlannedRow]], None]:
         """The chunks, in order; with their rows that have a flag in `only`."""
-        chunks = self._planned(only)
+        chunks = self.planned(only)
         with ThreadPoolExecutor(1, "planning") as thread:
             upcoming = thread.submit(next, chunks, None)
             while True:
@@ -63,7 +63,8 @@ class Feed:
                 upcoming = thread.submit(next, chunks, None)
                 yield item
 
-    def _planned(self, only: Flags | None) -> Iterator[tuple[Chunk, list[PlannedRow]]]:
+    def planned(self, only: Flags | None) -> Iterator[tuple[Chunk, list[PlannedRow]]]:
+        """Yield the chunks in order, in this thread; with their rows that have a flag in `only`."""
         for first, stop in self._ranges:
             if self._again is None:
                 for chunk in self._source.chunks(first, stop, self._rows_per_part, only):

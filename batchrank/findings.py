@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from batchrank.movement import Movement, Moves
 from batchrank.output import Depth, opened, score_range, scored
+from batchrank.places import Place
 
 FINE = 1000
 """Steps of a histogram: a quantile is known to a thousandth of the scores' range."""
@@ -32,7 +33,7 @@ class Reason(msgspec.Struct, kw_only=True):
 
 class Findings(msgspec.Struct, frozen=True, kw_only=True):
     """`scores` counts all candidates, `best` the first of each row, in `FINE` steps from `low` to
-    `high`.
+    `high`. `rows_answered` are rows of parts that are not complete.
     """
 
     rows: int
@@ -43,6 +44,7 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     scores: NDArray[np.int64]
     best: NDArray[np.int64]
     movement: Movement
+    rows_answered: int = 0
 
     def quantile(self, share: float, counts: NDArray[np.int64]) -> float | None:
         """The score that this share of them does not exceed; None where there is no score."""
@@ -53,9 +55,9 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
         return self.low + (step + 0.5) / FINE * (self.high - self.low)
 
 
-def findings(out: Path) -> Findings:
+def findings(out: Place, state_dir: Path | None = None) -> Findings:
     """Read an output through. Raises `OutputUnusable` where nothing is published yet."""
-    output = opened(out)
+    output = opened(out, state_dir)
     low, high = score_range(output)
     moves, depth, statuses = Moves(), Depth(output), Counter[str]()
     reasons: dict[str, Reason] = {}
@@ -72,7 +74,7 @@ def findings(out: Path) -> Findings:
         statuses.update(batch.column("status").to_pylist())
         _count_reasons(reasons, batch, output.identity)
     return Findings(
-        rows=output.rows,
+        rows=sum(statuses.values()),
         statuses=dict(statuses),
         reasons=sorted(reasons.values(), key=lambda reason: -reason.rows),
         low=low,
@@ -80,6 +82,7 @@ def findings(out: Path) -> Findings:
         scores=scores,
         best=best,
         movement=moves.result(depth.top_n),
+        rows_answered=sum(statuses.values()) - output.rows,
     )
 
 

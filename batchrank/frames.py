@@ -5,6 +5,7 @@ in a notebook. Ctrl-C, or a notebook's stop button, ends it as it ends the comma
 be gone on with where `out` was given.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -15,6 +16,7 @@ from typing import Any
 
 import msgspec
 import polars as pl
+import pyarrow as pa
 
 from batchrank import job
 from batchrank.config import JobConfig, check_known, load, sections_of
@@ -23,10 +25,12 @@ from batchrank.ending import Allowed
 from batchrank.ending import finish as finished
 from batchrank.errors import BatchrankError, ExitCode, InputBad
 from batchrank.logs import warnings_to_stderr
+from batchrank.output import opened
 from batchrank.places import Place, place, plain
 from batchrank.progress import bar
 from batchrank.report import Receipt
 from batchrank.signals import heard
+from batchrank.sink import OPEN
 
 Configuration = JobConfig | Mapping[str, Any] | str | Path | None
 """A TOML file's path, its sections as a mapping, or what `batchrank.config.load` returns."""
@@ -55,8 +59,9 @@ def rerank(
     `queries` and `corpus` go beside a run of ids; `reuse` is an earlier output, or several.
     An input with fewer than `min_rows`, or none unless `allow_empty`, is refused. Rows that failed
     are in the output, with their reason in `error`. With `out` the scores are kept there too, and
-    the same call goes on where an earlier one stopped; without it they are gone when the call
-    fails. Raises `BatchrankError`.
+    the same call goes on where an earlier one stopped; without it, when
+    `max_cost_usd` is reached, what was bought is returned: rows without an answer have the status
+    "open". Raises `BatchrankError`, without `out` with what was bought in its `scores`.
     """
     if reuse_rows_only and not reuse:
         raise ValueError("reuse_rows_only needs reuse, the folder of an earlier output")
@@ -77,8 +82,10 @@ def rerank(
             max_failed_rows=1 << 62,
         )
         receipt = _ended(_configured(config, settings), request, progress)
-        if receipt.exit_code:
+        if receipt.exit_code and out is not None:
             raise _error(receipt)
+        if receipt.exit_code:
+            return _bought(folder, receipt)
         return _output(folder, receipt)
 
 
@@ -205,6 +212,29 @@ def _path(source: Any, folder: Path, name: str) -> str:
 def _output(folder: Place, receipt: Receipt) -> pl.DataFrame:
     files = [BytesIO((folder / part.name).read_bytes()) for part in receipt.parts]
     return pl.concat([pl.read_parquet(file) for file in files])
+
+
+def _bought(folder: Place, receipt: Receipt) -> pl.DataFrame:
+    """Return all rows of a run that ended early and whose output will be gone: those without an
+    answer are `open`. Raises what ended it, with the rows, unless that was the cost.
+    """
+    output = opened(folder, everything=True)
+    batches = [batch for _, batch in output.marked_batches(everything=True)]
+    rows = pl.DataFrame(pa.Table.from_batches(batches))
+    left = rows.filter(pl.col("status") == OPEN).height
+    words = f'{left:,} of {len(rows):,} rows lack an answer (status "open")'
+    if receipt.exit_code == ExitCode.BOUND_REACHED:
+        message = (
+            f"max_cost_usd is reached: {words}. Keep the scores with out=… to go on from them."
+        )
+        warnings.warn(message, stacklevel=3)
+        return rows
+    error = _error(receipt)
+    error.args = (
+        f"{error} {words}. What was scored is in this exception's scores, and nowhere else.",
+    )
+    error.scores = rows
+    raise error
 
 
 def _error(receipt: Receipt) -> BatchrankError:

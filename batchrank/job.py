@@ -18,6 +18,7 @@ from batchrank.config import JobConfig, check_coordinator, check_price, key_of
 from batchrank.earlier import Previous
 from batchrank.ending import finished_by
 from batchrank.errors import ConfigInvalid, InputBad, InputMissing, OutputUnusable
+from batchrank.origin import write_origin
 from batchrank.part_files import is_whole
 from batchrank.places import Place, is_same
 from batchrank.providers import EMBEDDED_SCORER
@@ -103,6 +104,7 @@ def run(
             return whole
         if claim.finished and whole is None:
             reopen(claim)
+        write_origin(claim.state, request, config)
         session = Session(config, request, source, rows, claim, previous, watch, connect, in_loop)
         receipt = session.to_the_end(key, signals)
     return receipt if shard is None else finished_by(receipt, request.out, allowed_by(request))

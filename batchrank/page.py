@@ -8,38 +8,38 @@ from pathlib import Path
 from batchrank import sections
 from batchrank.charts import escape
 from batchrank.errors import OutputUnusable
-from batchrank.findings import findings
+from batchrank.findings import Findings, findings
 from batchrank.inspection import Status, status
 from batchrank.output import check_place
+from batchrank.places import Place
 from batchrank.receipt import PAGE
 from batchrank.report import clock, money, scorer_line
 from batchrank.sections import Totals
-from batchrank.series import Kept, read_series
 from batchrank.sink import write_whole
-from batchrank.source import STATE
-from batchrank.workers import series_of
+from batchrank.workers import read_course
 
 
-def write_page(out: Path, file: Path | None = None) -> Path:
+def write_page(out: Place, file: Path | None = None, state_dir: Path | None = None) -> Place:
     """Write the report on an output to a file (None: _report.html in its folder); return which."""
     path = file or out / PAGE
     check_place(path, out)
-    write_whole(path, page(out).encode(), path.parent)
+    content = page(out, state_dir).encode()
+    write_whole(path, content, path.parent if isinstance(path, Path) else Path())
     return path
 
 
-def page(out: Path) -> str:
+def page(out: Place, state_dir: Path | None = None) -> str:
     """The report on an output. Raises `OutputUnusable` where there is none."""
-    state = status(out)
+    state = status(out, state_dir)
     totals = _totals(state, out)
-    kept = series_of(out) or read_series(out / STATE) or Kept()
-    found = findings(out) if any(out.glob("part-*.parquet")) else None
+    kept = read_course(out, state_dir)
+    found = _findings(out, state_dir)
     points = kept.points
     seconds = sum(point.seconds for point in points) or (
         state.receipt.seconds if state.receipt else state.progress.seconds if state.progress else 0
     )
     content = [
-        _heading(out, state),
+        _heading(out, state, found),
         _cards(totals, seconds),
         _section("Rate", sections.rate(points)),
         _section("Latency", sections.latency(points)),
@@ -54,12 +54,26 @@ def page(out: Path) -> str:
         '<meta name="color-scheme" content="light dark">'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>batchrank: {escape(out.resolve().name)}</title><style>{STYLE}</style></head>"
+        f"<title>batchrank: {escape(_name(out))}</title><style>{STYLE}</style></head>"
         f"<body><main>{''.join(content)}</main></body></html>\n"
     )
 
 
-def _totals(state: Status, out: Path) -> Totals:
+def _findings(out: Place, state_dir: Path | None) -> Findings | None:
+    """What the rows say; None where there are none yet."""
+    try:
+        return findings(out, state_dir)
+    except OutputUnusable:
+        if any(out.glob("part-*.parquet")):
+            raise
+        return None
+
+
+def _name(out: Place) -> str:
+    return out.resolve().name if isinstance(out, Path) else out.name
+
+
+def _totals(state: Status, out: Place) -> Totals:
     receipt, progress = state.receipt, state.progress
     if receipt is not None:
         published = receipt.rows - receipt.rows_open
@@ -93,17 +107,23 @@ def _totals(state: Status, out: Path) -> Totals:
     )
 
 
-def _heading(out: Path, state: Status) -> str:
+def _heading(out: Place, state: Status, found: Findings | None) -> str:
     receipt = state.receipt
     told = [words for one in (receipt or state.progress,) if one for _, words in scorer_line(one)]
     scored_by = "".join(f'<p class="under">scored by {escape(words)}</p>' for words in told)
     began = f", last session begun {receipt.started}" if receipt is not None else ""
+    answered = (
+        f'<p class="under">with {found.rows_answered:,} answered rows of parts that are not '
+        "complete</p>"
+        if found is not None and found.rows_answered
+        else ""
+    )
     message = (
         f'<p class="message">{escape(receipt.message)}</p>' if receipt and receipt.message else ""
     )
     return (
-        f"<h1>{escape(out.resolve().name)}</h1>"
-        f'<p class="under">{escape(f"{state.state}{began}")}</p>{scored_by}{message}'
+        f"<h1>{escape(_name(out))}</h1>"
+        f'<p class="under">{escape(f"{state.state}{began}")}</p>{scored_by}{answered}{message}'
     )
 
 

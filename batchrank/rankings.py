@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from batchrank.errors import OutputUnusable
 from batchrank.output import Depth, Output, opened
+from batchrank.places import Place
 from batchrank.source import ROW_COLUMN
 
 Documents = Sequence[str | None]
@@ -41,19 +42,19 @@ class Rankings(msgspec.Struct, frozen=True):
     top_n: int
 
 
-def read_rankings(out: Path, judged: Collection[str]) -> Rankings:
-    """Read the rankings of the judged queries.
+def read_rankings(out: Place, judged: Collection[str], state_dir: Path | None = None) -> Rankings:
+    """Read the rankings of the judged queries, but for rows that lack an answer.
 
     Raises `OutputUnusable` for an output without ids, or one in which such a query has two rows.
     """
-    output = opened(out)
+    output = opened(out, state_dir)
     if output.identity == ROW_COLUMN:
         raise OutputUnusable(f"{out}: has no query ids, so no judgments fit it.")
     wanted = pl.Series(list(judged), dtype=pl.String).implode()
     depth = Depth(output)
     ids: list[pl.Series] = []
     by_query: dict[str, Ranking] = {}
-    for batch in output.batches([output.identity, "results"]):
+    for batch in output.batches([output.identity, "results"], open_rows=False):
         depth.add(batch)
         ids.append(query_ids(batch.column(output.identity)))
         chosen = ids[-1].is_in(wanted).fill_null(False).arg_true()

@@ -41,6 +41,8 @@ REUSED = "reused_from"
 
 
 STATUSES = ("scored", "partial", "failed", "skipped")
+OPEN = "open"
+"""In no part: the status of a row that lacks an answer, which the run asks for when it goes on."""
 _METADATA = b"batchrank"
 _BLOCK_RESULTS = 1 << 17
 
@@ -152,13 +154,14 @@ class Sink:
         stream = pa.BufferOutputStream()
         own = {name.encode(): value.encode() for name, value in self._provenance.items()}
         metadata = {_METADATA: msgspec.json.encode(counts), **own}
-        schema = self._block([], kept.slice(0, 0)).schema.with_metadata(metadata)
+        schema = self.table([], kept.slice(0, 0)).schema.with_metadata(metadata)
         with pq.ParquetWriter(stream, schema, compression=self._compression) as writer:
             for start, stop in _blocks(rows):
-                writer.write_table(self._block(rows[start:stop], kept.slice(start, stop - start)))
+                writer.write_table(self.table(rows[start:stop], kept.slice(start, stop - start)))
         return stream.getvalue()
 
-    def _block(self, rows: Sequence[RowScores], kept: pa.Table) -> pa.Table:
+    def table(self, rows: Sequence[RowScores], kept: pa.Table) -> pa.Table:
+        """Return finished rows as the output has them; `kept` are their ids and kept columns."""
         doc_ids = kept.column(kept.num_columns - 1)
         table = kept.drop_columns(kept.schema.names[-1])
         results, order = _results(rows, doc_ids, self._top_n)

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import msgspec
 
-from batchrank.claim import Fingerprint, marked_in
-from batchrank.places import Place
+from batchrank.claim import Fingerprint, marked_in, state_of
+from batchrank.places import Place, Remote
 from batchrank.providers import EMBEDDED_SCORER
 from batchrank.receipt import read_receipt, receipt_in
 from batchrank.report import LIVE, Progress, read_live
 from batchrank.series import Kept, read_series, together
 from batchrank.shards import Shard, rows_in
 from batchrank.shared import home_of
-from batchrank.source import STATE
 from batchrank.standstill import Standstill
 
 STATES = {
@@ -101,12 +100,14 @@ def _common(running: Sequence[Worker]) -> Standstill | None:
     return max(found, key=lambda one: one.since)
 
 
-def series_of(out: Path) -> Kept | None:
-    """All workers' courses as one, as if they had begun together; None of a run without shards."""
+def read_course(out: Place, state_dir: Path | None = None) -> Kept:
+    """Return a run's course; of several workers all as one, as if they had begun together."""
     marked = marked_in(out)
+    if isinstance(out, Remote) and state_dir is None:
+        return Kept()
     if marked is None or not marked.shards:
-        return None
-    kept = [read_series(out / STATE / shard.name) for shard in shards_of(marked)]
+        return read_series(state_of(out, state_dir)) or Kept()
+    kept = [read_series(state_of(out, state_dir, shard)) for shard in shards_of(marked)]
     return together([one for one in kept if one is not None])
 
 

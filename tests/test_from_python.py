@@ -22,6 +22,7 @@ from helpers import (
     fast,
     inside,
     part_bytes,
+    serving,
     settings,
     table,
     until,
@@ -34,6 +35,13 @@ from batchrank.errors import BatchrankError, ConfigInvalid, ExitCode, InputBad
 
 README = Path(__file__).parents[1] / "README.md"
 Serve = Callable[..., Server]
+ACCOUNT_ENDS = """
+[[fault]]
+kind = "status"
+status = 403
+code = "Arrearage"
+where = { from = 6 }
+"""
 POISON = '[[fault]]\nkind = "content_refusal"\nwhere = { marker = "row 3 " }\n'
 
 
@@ -279,3 +287,55 @@ def test_the_stop_button_of_a_notebook_ends_the_cell(serve: Serve) -> None:
         manager.shutdown_kernel(now=True)
     assert (reply["status"], "stopped by Ctrl-C" in reply["evalue"]) == ("error", True)
     assert slow.received == after
+
+
+# What was bought
+
+
+def test_at_its_cost_a_frame_comes_back_with_what_was_bought(server: Server) -> None:
+    frame = pl.DataFrame(table(40, tag="bought"))
+    config = settings(server.base_url, rate={"max_in_flight": 1}, output={"rows_per_part": 8})
+    everything = batchrank.rerank(frame, config=config, progress=False)
+    before = server.received
+    with pytest.warns(UserWarning, match="max_cost_usd is reached: ") as warned:
+        bought = batchrank.rerank(frame, config=config, max_cost_usd=0.0003, progress=False)
+    scored = bought.filter(pl.col("status") == "scored")
+    assert 8 < len(scored) == server.received - before < 40
+    assert scored.equals(everything.head(len(scored)))
+    rest = bought.filter(pl.col("status") != "scored")
+    assert bought["query_id"].to_list() == frame["query_id"].to_list()
+    assert set(rest["status"]) == {"open"}
+    assert set(rest["error"]) == {"1 of 1 requests not answered yet"}
+    assert rest.explode("results").unnest("results")["relevance_score"].null_count() == 3 * len(
+        rest
+    )
+    assert str(warned[0].message) == (
+        f'max_cost_usd is reached: {len(rest)} of 40 rows lack an answer (status "open"). Keep the '
+        "scores with out=… to go on from them."
+    )
+
+
+def test_with_out_the_cost_ends_the_call_and_the_same_call_goes_on(
+    server: Server, tmp_path: Path
+) -> None:
+    frame = pl.DataFrame(table(20, tag="kept"))
+    config = settings(server.base_url, rate={"max_in_flight": 1})
+    call: dict[str, Any] = {"config": config, "out": tmp_path / "out", "progress": False}
+    with pytest.raises(BatchrankError, match="--max-cost") as raised:
+        batchrank.rerank(frame, max_cost_usd=0.0001, **call)
+    assert (raised.value.code, raised.value.scores) == (4, None)
+    assert len(batchrank.rerank(frame, **call)) == 20
+
+
+def test_a_call_that_fails_gives_what_was_bought(tmp_path: Path) -> None:
+    """The account ends after five requests."""
+    script = tmp_path / "faults.toml"
+    script.write_text(ACCOUNT_ENDS)
+    with serving("--faults", str(script)) as own:
+        config = settings(own.base_url, rate={"max_in_flight": 1})
+        with pytest.raises(BatchrankError) as raised:
+            batchrank.rerank(pl.DataFrame(table(20, tag="ends")), config=config, progress=False)
+    scores = raised.value.scores
+    assert "What was scored is in this exception's scores, and nowhere else." in str(raised.value)
+    assert len(scores) == 20
+    assert 0 < len(scores.filter(pl.col("status") == "scored")) < 20

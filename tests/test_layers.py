@@ -48,12 +48,12 @@ DOORS = {
     "aiolimiter": {"throttle"},
     "pyarrow": {"places", "schema", "input_file", "source", "sink", "pairs", "inspection", "output"}
     | {"export", "findings", "process", "rankings", "qrels", "text_lines", "published_rows"}
-    | {"candidates", "input_columns", "text_form", "row_check"}
+    | {"candidates", "input_columns", "text_form", "row_check", "frames", "unpublished"}
     | SHAPES,
     "polars": {"rankings", "qrels", "export", "shapes.hashes", "frames"},
     "scipy": {"evaluation"},
     "huggingface_hub": {"places"},
-    "sqlite3": {"checkpoint"},
+    "sqlite3": {"checkpoint", "kept_answers"},
     "click": {"cli", "options", "serve", "coordinate", "printing"},
     "rich": {"progress"},
     "gigatoken": {"tokens", "server.weighing"},
@@ -165,6 +165,8 @@ def test_only_the_composition_point_knows_the_shell() -> None:
             "page",
             "shared",
             "published_rows",
+            "origin",
+            "unpublished",
         }
     )
 

@@ -151,6 +151,27 @@ def test_a_bucket_gives_and_takes_what_a_folder_does(
         assert (again.returncode, server.received) == (0, before)
 
 
+def test_what_was_bought_is_read_from_a_bucket_and_its_state(
+    store: Store, bucket: str, server: Server, tmp_path: Path, parts: list[object]
+) -> None:
+    source = stored(store, f"{bucket}/in.parquet", table(40, tag="bought"))
+    out, state = f"{bucket}/out", ["--state-dir", tmp_path / "state"]
+    bound = ["--max-in-flight", 1, "--max-cost", 0.0003]
+    assert inside(*fast(server, out, source), *parts, *state, *bound).returncode == 4
+    there = remote_parts(out)
+    done = inside("export", out, "--format", "jsonl", *state)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["query_id"] for row in rows] == list(range(len(rows)))
+    assert 0 < 10 * len(there) == [row["published"] for row in rows].count(True) < len(rows)
+    assert inside("evaluate", out, *state).returncode == 0
+    assert inside("report", out, *state, "-o", tmp_path / "page.html").returncode == 0
+    done = inside("export", out, "--format", "jsonl")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 10 * len(there))
+    assert "pass its --state-dir" in done.stderr
+    assert remote_parts(out) == there
+
+
 def test_an_earlier_output_in_a_bucket_is_reused(
     store: Store, bucket: str, server: Server, tmp_path: Path, parts: list[object]
 ) -> None:
