@@ -288,7 +288,8 @@ def test_scores_of_any_range_are_shown(server: Server, tmp_path: Path) -> None:
 
 def test_an_output_without_rows_or_scores_has_a_page(server: Server, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    score(server, written(tmp_path / "in.parquet", table(1).slice(0, 0)), out)
+    source = written(tmp_path / "in.parquet", table(1).slice(0, 0))
+    score(server, source, out, allow_empty=True)
     assert "No row with scores is published yet." in reported(out)
 
 
