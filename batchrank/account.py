@@ -63,10 +63,18 @@ class TokenAccount:
             return _MINUTE
         return max(self._until_paid(tokens), self._until_minute_has_room(tokens))
 
-    def charge(self, tokens: int, sent_at: float | None = None) -> None:
-        """Take tokens, or give some back (below 0), which leave the minute with their request."""
+    def charge(
+        self, tokens: int, sent_at: float | None = None, *, estimate: int | None = None
+    ) -> None:
+        """Take tokens, or give some back (below 0), which leave the minute with their request.
+
+        A debt is at most a minute's tokens, or what the request was thought to be (`estimate`)
+        where that is more: so long is the server's own minute, whatever an answer says.
+        """
         if self._whole > 0:
-            self._balance = min(self._most, self._refilled() - tokens)
+            before = self._refilled()
+            deepest = -max(self._rate * 60, tokens if estimate is None else estimate)
+            self._balance = min(self._most, max(before - tokens, min(before, deepest)))
             heappush(self._minute, (self._clock() if sent_at is None else sent_at, tokens))
             self._sum += tokens
 

@@ -38,22 +38,30 @@ class Budget:
         """Whether there is a cap at all."""
         return self._cap != inf
 
+    @property
+    def total(self) -> int:
+        """The most that may have been billed once everything reserved is sent."""
+        return self._spent + self.reserved
+
     def reserve(self, units: int) -> bool:
         """Set units aside for a request; False, and nothing is, when the cap might be passed."""
-        if self._spent + self.reserved + units > self._cap:
+        if self.total + units > self._cap:
             return False
         self.reserved += units
         return True
 
-    def wanted_lease(self) -> int | None:
-        """The bound to make durable before the next request is sent; None while there is room."""
-        total = self._spent + self.reserved
-        if not self.capped or total <= self._leased:
+    def extend_lease(self) -> int | None:
+        """Return the bound to make durable next; None while enough of the last one is left.
+
+        It is asked for while half of the last one is left, so that sending rarely waits for it.
+        """
+        ahead = int(self._cap / self.LEASES)
+        if self.total + ahead // 2 <= self._leased:
             return None
-        self._leased = total + int(self._cap / self.LEASES)
+        self._leased = self.total + ahead
         return self._leased
 
     def settle(self, reserved: int, billed: int | None) -> None:
-        """A request's outcome: units billed, or None where that stays unknown."""
+        """Take a request's outcome: units billed, or None where that stays unknown."""
         self.reserved -= reserved
         self._spent += reserved if billed is None else billed

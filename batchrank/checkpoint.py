@@ -250,7 +250,9 @@ class Checkpoint:
         self.spent = spent
         self._committed += len(settled)
         for item in group:
-            if isinstance(item, _Flush):
+            if isinstance(item, _Lease):
+                self.leased = item.tokens
+            elif isinstance(item, _Flush):
                 with suppress(RuntimeError):  # the loop that waited may have ended
                     item.committed()
         return group[-1] is not None

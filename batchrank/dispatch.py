@@ -22,7 +22,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from batchrank.errors import BatchrankError
-from batchrank.pricing import Price
+from batchrank.pricing import IMPLAUSIBLE, Price
 from batchrank.records import (
     Dropped,
     Failed,
@@ -197,6 +197,7 @@ class Sender:
         self._whole = whole
         self._refused: list[_Refused] = []
         self.requests = self.retries = 0
+        self._warned = False
 
     async def board(self) -> None:
         """Wait for a place in flight. Raises `Halted`."""
@@ -325,14 +326,29 @@ class Sender:
             self._flights.release()
         verdict = judge(answer, documents)
         if isinstance(verdict, Scores):
+            plausible = self._price.plausible(verdict, tokens, documents)
+            if plausible is not verdict:
+                self._warn_of_implausible_usage()
+                tally.implausible += 1
+            verdict = plausible
             tally.tokens += tokens if verdict.tokens is None else verdict.tokens
-            tally.units += self._price.billed(verdict, tokens, documents)
+            tally.bill(self._price.billed(verdict), self._price.likely(tokens, documents), most)
         if not (isinstance(verdict, Again) and verdict.possibly_paid):
             tally.unknown -= 1
         if not (isinstance(verdict, Again) and verdict.at_risk):
             tally.at_risk -= most
         self._endpoint.learn(verdict, sent_at, tokens, documents)
         return verdict
+
+    def _warn_of_implausible_usage(self) -> None:
+        """Say it once: the receipt counts such answers."""
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "an answer says it used more than %d times what its request can have used, or less "
+                "than nothing: of such answers the most that it can is counted.",
+                IMPLAUSIBLE,
+            )
 
 
 class _Tally(msgspec.Struct, gc=False):
@@ -347,12 +363,21 @@ class _Tally(msgspec.Struct, gc=False):
     at_risk: int = 0
     tokens: int = 0
     units: int = 0
+    implausible: int = 0
 
     def sent(self, most: int) -> None:
         """A request is on its way that may be billed so many units."""
         self.requests += 1
         self.unknown += 1
         self.at_risk += most
+
+    def bill(self, billed: int | None, likely: int, most: int) -> None:
+        """Add an answer's bill. Where it does not say, the rest of the most it may be stays at
+        risk.
+        """
+        self.units += likely if billed is None else billed
+        if billed is None:
+            self.at_risk += most - likely
 
     def spent(self, answered: RequestPlan | None = None) -> Spent:
         """`answered`: the plan, if it was; what it was likely to cost counts then."""
@@ -365,6 +390,7 @@ class _Tally(msgspec.Struct, gc=False):
             0 if answered is None else answered.estimate,
             self.units,
             0 if answered is None else answered.estimate * answered.counted,
+            self.implausible,
         )
 
 

@@ -181,6 +181,7 @@ _SUMMED = (
     *("rows", "rows_scored", "rows_partial", "rows_failed", "rows_skipped", "rows_open"),
     *("documents_truncated", "requests", "retries", "possibly_paid", "requests_this_session"),
     *("tokens_estimated", "tokens_billed", "cost_usd", "pairs_reused", "rows_reused", "rows_kept"),
+    "implausible_usage",
 )
 
 

@@ -133,6 +133,7 @@ class Figures:
             requests=self.spent.requests,
             retries=self.spent.retries,
             possibly_paid=self.spent.possibly_paid,
+            implausible_usage=self.spent.implausible,
             requests_this_session=self.spent.requests - self._before.requests,
             pairs_reused=total(parts, "pairs_reused"),
             rows_reused=total(parts, "rows_reused"),

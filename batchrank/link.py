@@ -55,10 +55,10 @@ class Link:
         self._halt = halt
         self._series = series
         self._clock = asyncio.get_running_loop().time
-        self._spending = asyncio.Lock()
         self._in_flight: dict[int, float] = {}
         self._sent = 0
         self.slowest_seconds = 0.0
+        self._settled = asyncio.Event()
 
     @property
     def successes(self) -> int:
@@ -68,30 +68,54 @@ class Link:
         return encode(self._config, query, documents)
 
     async def admit(self, tokens: int, documents: int) -> float:
+        """Wait for the disk, for the budget and its lease, and last for the throttle: a request is
+        sent at the instant of its permission.
+        """
         try:
             if self._checkpoint.is_behind:
                 await self._checkpoint.wait_while_behind()
-            sent_at = await self._throttle.admit(tokens)
             if self._budget.capped:
-                async with self._spending:
-                    await self._reserve(self._price.most(tokens, documents))
+                sent_at = await self._admit_within_budget(tokens, documents)
+            else:
+                sent_at = await self._throttle.admit(tokens)
         except BatchrankError as error:
             self._halt.set(error)
             raise asyncio.CancelledError from None
         self._series.sent()
         return sent_at
 
+    async def _admit_within_budget(self, tokens: int, documents: int) -> float:
+        units = self._price.most(tokens, documents)
+        await self._reserve(units)
+        try:
+            await self._cover(self._budget.total)
+            return await self._throttle.admit(tokens)
+        except BaseException:
+            self._settle(units, 0)
+            raise
+
     async def _reserve(self, units: int) -> None:
-        if not self._budget.reserve(units):
-            raise CostReached(
-                "stopped before the cost could pass --max-cost; the same command with a higher "
-                "one goes on from here."
-            )
-        lease = self._budget.wanted_lease()
-        if lease is None:
-            return
-        self._checkpoint.lease(lease)
-        await self._checkpoint.durable()
+        """Set units aside. While others may turn out cheaper than they were reserved, wait."""
+        while not self._budget.reserve(units):
+            if not self._budget.reserved:
+                raise CostReached(
+                    "stopped before the cost could pass --max-cost; the same command with a higher "
+                    "one goes on from here."
+                )
+            self._settled.clear()
+            await self._settled.wait()
+
+    async def _cover(self, total: int) -> None:
+        """Wait until a durable lease covers so many units."""
+        lease = self._budget.extend_lease()
+        if lease is not None:
+            self._checkpoint.lease(lease)
+        while self._checkpoint.leased < total:
+            await self._checkpoint.durable()
+
+    def _settle(self, reserved: int, billed: int | None) -> None:
+        self._budget.settle(reserved, billed)
+        self._settled.set()
 
     async def exchange(self, body: bytes, documents: int) -> Exchange:
         self._sent += 1
@@ -114,13 +138,13 @@ class Link:
         billed: int | None = 0
         if isinstance(verdict, Scores):
             read = tokens if verdict.tokens is None else verdict.tokens
-            billed = self._price.billed(verdict, tokens, documents)
+            billed = self._price.billed(verdict)
         elif isinstance(verdict, Again) and verdict.at_risk:
             read = billed = None
         if read is not None:
             self._throttle.settle(tokens, read, sent_at)
         if self._budget.capped:
-            self._budget.settle(self._price.most(tokens, documents), billed)
+            self._settle(self._price.most(tokens, documents), billed)
         if isinstance(verdict, Scores):
             seconds = self._clock() - sent_at
             self.slowest_seconds = max(self.slowest_seconds, seconds)

@@ -9,6 +9,9 @@ from batchrank.budget import ceiling
 from batchrank.wire.answers import Scores
 from batchrank.wire.cohere import most_searches, searches
 
+IMPLAUSIBLE = 10
+"""What is said to be billed beyond so many times the most that a request can cost is no bill."""
+
 
 class Price(msgspec.Struct, frozen=True):
     """US dollars for a million tokens, or for a thousand searches; units are single ones.
@@ -39,12 +42,32 @@ class Price(msgspec.Struct, frozen=True):
     def most(self, tokens: int, documents: int) -> int:
         """The most units that a request can be billed."""
         counted = ceiling if self.unit == "tokens" else most_searches
-        return counted(ceil(tokens * self.margin) + self.per_document * documents, documents)
+        return counted(self._most_counted(tokens, documents), documents)
 
-    def billed(self, answer: Scores, tokens: int, documents: int) -> int:
-        """The units that an answer was billed: what it says, or else what is likely."""
-        said = answer.tokens if self.unit == "tokens" else answer.searches
-        return self.likely(tokens, documents) if said is None else said
+    def plausible(self, answer: Scores, tokens: int, documents: int) -> Scores:
+        """The answer itself, or, where what it says it used is absurd, one that says the most that
+        the request can have used instead.
+        """
+        used, searched = answer.tokens, answer.searches
+        if searched is None and (used is None or 0 <= used <= tokens * IMPLAUSIBLE):  # mostly
+            return answer
+        counted = self._most_counted(tokens, documents)
+        most, most_searched = ceiling(counted, documents), most_searches(counted, documents)
+        if used is not None and not 0 <= used <= IMPLAUSIBLE * most:
+            used = most
+        if searched is not None and not 0 <= searched <= IMPLAUSIBLE * most_searched:
+            searched = most_searched
+        if (used, searched) == (answer.tokens, answer.searches):
+            return answer
+        return msgspec.structs.replace(answer, tokens=used, searches=searched)
+
+    def _most_counted(self, tokens: int, documents: int) -> int:
+        """The most tokens of a request's texts, by the provider's own tokenizer."""
+        return ceil(tokens * self.margin) + self.per_document * documents
+
+    def billed(self, answer: Scores) -> int | None:
+        """The units that an answer says it was billed; None where it does not say."""
+        return answer.tokens if self.unit == "tokens" else answer.searches
 
     @property
     def _per(self) -> float:

@@ -97,6 +97,8 @@ class Spent(msgspec.Struct, frozen=True, gc=False):
     that answers reported, those estimated for the plans that were answered, and the units that
     were billed. Units are what the provider's price is for: tokens again, or searches. `counted` is
     the part of `estimate` that was counted by the vocabulary; the rest is a guess from bytes.
+    `units_at_risk` has also what answers that do not say their bill may have cost beyond what is
+    likely. `implausible` answers said something absurd, and the most that they can be was counted.
     """
 
     requests: int = 0
@@ -107,6 +109,7 @@ class Spent(msgspec.Struct, frozen=True, gc=False):
     estimate: int = 0
     units: int = 0
     counted: int = 0
+    implausible: int = 0
 
     def __add__(self, other: "Spent") -> "Spent":
         return Spent(
@@ -118,6 +121,7 @@ class Spent(msgspec.Struct, frozen=True, gc=False):
             self.estimate + other.estimate,
             self.units + other.units,
             self.counted + other.counted,
+            self.implausible + other.implausible,
         )
 
 

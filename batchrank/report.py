@@ -87,7 +87,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     model's own vocabulary; what is billed beyond `tokens_estimated` is then the server's constant
     and what was sent again. Else it is a guess from bytes. `rows_kept` are answered, and wait for
     the others of their parts. `rows_reused` are the rows for which nothing was sent, an earlier run
-    having scored them.
+    having scored them. `implausible_usage` counts answers that said to have used more than 10 times
+    what their request can; the most that it can was counted.
     """
 
     status: str
@@ -127,6 +128,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     estimate_is_exact: bool = False
     provider: str = ""
     scorer: str = ""
+    implausible_usage: int = 0
 
 
 LIVE = "live.json"

@@ -21,6 +21,7 @@ from batchrank.errors import (
     escape,
 )
 from batchrank.wire.answers import BadAnswer, Refusal, Scores, read, read_refusal
+from batchrank.wire.envelopes import whole_number
 
 MAX_ATTEMPTS = 10
 """Failures that may be held against a request before it is given up: with one in five failing at
@@ -147,7 +148,7 @@ _TOO_LARGE = re.compile(r"(?i)is too large to process")
 batch size`, and would answer so for ever."""
 _EMPTY_TEXT = re.compile(r"(?i)input should not be empty")
 """`text input should not be empty.: input.documents`, as captured in aigc-apps/PAI-RAG#878."""
-_NAMED = re.compile(r"document index:\s*(\d+)")
+_NAMED = re.compile(r"document index:\s*(\d{1,9})(?!\d)")
 """`document index:9 should not be empty` and `document index:0 is invalid, it should not be
 larger than 300000`, as captured in Tencent/WeKnora#806 and apecloud/ApeRAG#1071."""
 
@@ -173,11 +174,12 @@ def _judge_ok(exchange: Answered, documents: int) -> Verdict:
         said = f"the answer breaks the contract: {reason}"
         return Again(said, possibly_paid=True, answered=True, broken=True, at_risk=True)
     if isinstance(answer, Refusal):
-        if answer.code.isdecimal() and 400 <= int(answer.code) < 600:
+        if re.fullmatch("[45][0-9][0-9]", answer.code):
             exchange = msgspec.structs.replace(exchange, status=int(answer.code))
         return _judge_refusal(exchange, answer, documents)
     if answer.tokens is None and (exchange.compute_tokens or "").isdecimal():
-        return msgspec.structs.replace(answer, tokens=int(exchange.compute_tokens or ""))
+        tokens = whole_number(exchange.compute_tokens or "")
+        return msgspec.structs.replace(answer, tokens=tokens or None)
     return answer
 
 

@@ -121,7 +121,7 @@ class Throttle:
 
     def settle(self, estimated: int, actual: int, sent_at: float | None = None) -> None:
         """Charge or refund what the usage reported differs from what was admitted at `sent_at`."""
-        self._account.charge(actual - estimated, sent_at)
+        self._account.charge(actual - estimated, sent_at, estimate=estimated)
 
     def succeeded(self) -> None:
         """A request was answered."""

@@ -108,15 +108,60 @@ def test_an_answer_nested_too_deep_is_a_bad_answer(opening: bytes) -> None:
     assert isinstance(judge(Answered(502, opening + b"[" * 100_000), 1), Again)
 
 
-@pytest.mark.parametrize("tokens", [-5, -(10**12)])
-def test_a_negative_usage_is_not_believed(tokens: int) -> None:
-    body = b'{"results":[{"index":0,"relevance_score":1}],"usage":{"total_tokens":%d}}' % tokens
-    try:
-        answer = read(body, 1)
-    except BadAnswer:
-        return
-    assert isinstance(answer, Scores)
-    assert answer.tokens is None
+USAGES: dict[str, tuple[str, int | None]] = {
+    "nothing": ("0", None),
+    "null": ("null", None),
+    "text": ('"17"', 17),
+    "words": ('"many"', None),
+    "a fraction": ("16.5", 17),
+    "a list": ("[17]", None),
+    "negative": ("-5", -5),
+    "a truth": ("true", -1),
+    "NaN": ("NaN", -1),
+    "infinite": ("1e999", -1),
+    "30 digits": ("9" * 30, int("9" * 30)),
+    "5,000 digits": ("9" * 5000, 10**18),
+    "minus 5,000 digits": ("-" + "9" * 5000, -1),
+}
+"""Tokens as an answer says them, and as they are read: what is absurd is told by `Price`."""
+
+
+@pytest.mark.parametrize(("said", "read_as"), USAGES.values(), ids=USAGES)
+def test_scores_are_read_however_the_usage_is_said(said: str, read_as: int | None) -> None:
+    result = '"results":[{"index":0,"relevance_score":1}]'
+    for usage in ('"usage":{"total_tokens":%s}', '"meta":{"tokens":{"input_tokens":%s}}'):
+        answer = read(f"{{{result},{usage % said}}}".encode(), 1)
+        assert isinstance(answer, Scores)
+        assert (answer.relevance_scores, answer.tokens) == ([1.0], read_as)
+
+
+def test_a_usage_that_is_no_object_says_nothing() -> None:
+    for usage in ('"usage":[]', '"usage":"many"', '"meta":5', '"meta":{"billed_units":5}'):
+        body = f'{{"results":[{{"index":0,"relevance_score":1}}],{usage}}}'
+        answer = read(body.encode(), 1)
+        assert isinstance(answer, Scores)
+        assert (answer.tokens, answer.searches) == (None, None)
+
+
+@pytest.mark.parametrize("digits", ["9" * 400, "9" * 5000])
+@pytest.mark.parametrize("status", [200, 400, 404, 500])
+def test_a_number_of_any_length_in_a_refusal_has_a_verdict(digits: str, status: int) -> None:
+    for body in (
+        f'{{"code":"{digits}","message":"x"}}',
+        f'{{"code":{digits},"message":"x"}}',
+        f'{{"error":{{"code":{digits},"message":"x"}}}}',
+        f'{{"code":"InvalidParameter","message":"document index: {digits} is refused"}}',
+        f'{{"results":[{{"index":{digits},"relevance_score":1}}]}}',
+        f'{{"results":[{{"index":0,"relevance_score":{digits}}}]}}',
+    ):
+        verdict = judge(Answered(status, body.encode(), digits, digits, digits), 2)
+        assert not isinstance(verdict, Scores)
+
+
+def test_a_header_of_many_digits_is_read_as_an_absurd_count() -> None:
+    body = b'[{"index":0,"score":1}]'
+    verdict = judge(Answered(200, body, compute_tokens="9" * 5000), 1)
+    assert isinstance(verdict, Scores) and verdict.tokens == 10**18
 
 
 ENVELOPES = {

@@ -63,6 +63,29 @@ def test_without_a_cap_everything_is_reserved() -> None:
     assert Budget(inf, spent=10**15).reserve(10**15)
 
 
+def test_a_lease_is_extended_before_the_last_one_is_used_up() -> None:
+    budget = Budget(cap=5000)  # so a lease is 100 ahead
+    assert budget.reserve(10)
+    assert budget.extend_lease() == 110
+    assert budget.reserve(50)
+    assert budget.extend_lease() is None
+    assert budget.reserve(1)
+    assert budget.extend_lease() == 161
+
+
+def test_what_was_leased_covers_all_that_is_reserved() -> None:
+    budget, random = Budget(cap=100_000, spent=17), Random(7)
+    leased = 0
+    for _ in range(1000):
+        reserved = random.randint(1, 300)
+        if not budget.reserve(reserved):
+            break
+        leased = budget.extend_lease() or leased
+        assert budget.total <= leased
+        if random.random() < 0.7:
+            budget.settle(reserved, random.randint(0, reserved))
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_the_bill_stays_under_the_cap_in_any_run(seed: int) -> None:
     """Bills up to the ceiling, outcomes in any order, some unknown, some of them billed."""

@@ -64,8 +64,28 @@ def test_what_a_server_adds_to_each_document_is_foreseen() -> None:
 def test_an_answer_that_tells_its_bill_is_believed() -> None:
     told = Scores([0.5], 17, None, searches=3)
     silent = Scores([0.5], None, None)
-    assert (TOKENS.billed(told, 10, 1), TOKENS.billed(silent, 10, 1)) == (17, 10)
-    assert (SEARCHES.billed(told, 10, 1), SEARCHES.billed(silent, 10, 101)) == (3, 2)
+    assert (TOKENS.billed(told), TOKENS.billed(silent)) == (17, None)
+    assert (SEARCHES.billed(told), SEARCHES.billed(silent)) == (3, None)
+
+
+@pytest.mark.parametrize("used", [0, 1, 17, 10 * TOKENS.most(10, 1)])
+def test_a_usage_up_to_ten_times_the_most_is_taken_as_said(used: int) -> None:
+    answer = Scores([0.5], used, None)
+    assert TOKENS.plausible(answer, 10, 1) is answer
+
+
+@pytest.mark.parametrize("used", [-1, 10 * TOKENS.most(10, 1) + 1, 10**18, 10**400])
+def test_beyond_that_the_most_is_counted_instead(used: int) -> None:
+    answer = TOKENS.plausible(Scores([0.5], used, None), 10, 1)
+    assert answer.tokens == TOKENS.most(10, 1)
+
+
+@pytest.mark.parametrize("searches", [-1, 11, int(1e308)])
+def test_absurd_searches_are_counted_as_the_most(searches: int) -> None:
+    answer = SEARCHES.plausible(Scores([0.5], None, None, searches=searches), 10, 1)
+    assert answer.searches == 1
+    plausible = Scores([0.5], None, None, searches=10)
+    assert SEARCHES.plausible(plausible, 10, 1) is plausible
 
 
 def test_what_is_free_is_without_end() -> None:

@@ -231,6 +231,30 @@ def test_usage_above_the_estimate_is_charged_and_below_it_refunded() -> None:
         assert run(settled(actual)) == pytest.approx(actual / rate, abs=0.03)
 
 
+@pytest.mark.parametrize("answers", [1, 20])
+def test_no_usage_holds_the_next_request_up_for_more_than_a_minute(answers: int) -> None:
+    async def next_one() -> float:
+        throttle = Throttle(limits(tpm=60_000))
+        for _ in range(answers):
+            await throttle.admit(100)
+        began = asyncio.get_running_loop().time()
+        for _ in range(answers):
+            throttle.settle(100, 10**12, began)
+        return await throttle.admit(100) - began
+
+    assert 59 <= run(next_one()) <= 62
+
+
+def test_a_debt_of_a_large_request_is_not_forgiven_by_a_small_one() -> None:
+    async def next_one() -> float:
+        throttle = Throttle(limits(tpm=1_000))
+        await throttle.admit(5_000)
+        throttle.settle(10, 11)
+        return await throttle.admit(10)
+
+    assert run(next_one()) >= 299
+
+
 def test_a_refund_never_fills_more_than_the_bucket() -> None:
     async def refunded() -> Admitted:
         throttle = Throttle(limits(tpm=6_000_000))

@@ -11,12 +11,12 @@ What a server says is escaped here.
 """
 
 from collections.abc import Sequence
-from math import ceil, inf, isfinite, nan
+from math import ceil, isfinite, nan
 
 import msgspec
 
 from batchrank.errors import escape
-from batchrank.wire.envelopes import normalize, strip_lead
+from batchrank.wire.envelopes import normalize, replace_nan, strip_lead
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -181,6 +181,11 @@ def _decoded(body: bytes) -> _Body:
         return _body.decode(body)
     except msgspec.ValidationError:
         pass
+    except msgspec.DecodeError as error:
+        try:
+            body = replace_nan(body)
+        except ValueError:
+            raise error from None
     try:
         return _named_body.decode(body)
     except msgspec.ValidationError:
@@ -210,22 +215,20 @@ def _decoded_error(body: bytes) -> _ErrorBody:
 
 
 def _billed(answer: _Body) -> int | None:
+    """The tokens that an answer says it used, however absurd; 0 says nothing."""
     meta = answer.meta
     usage = answer.usage or answer.tokens or (None if meta is None else meta.tokens)
     if usage is not None:
-        tokens = usage.total_tokens or usage.input_tokens or usage.prompt_tokens
-    else:
-        tokens = (
-            None if meta is None or meta.billed_units is None else meta.billed_units.total_tokens
-        )
-    return tokens if tokens is not None and tokens >= 0 else None
+        return usage.total_tokens or usage.input_tokens or usage.prompt_tokens or None
+    billed = None if meta is None else meta.billed_units
+    return None if billed is None else billed.total_tokens or None
 
 
 def _searches(meta: _Meta | None) -> int | None:
-    if meta is None or meta.billed_units is None or meta.billed_units.search_units is None:
+    if meta is None or meta.billed_units is None:
         return None
     units = meta.billed_units.search_units
-    return ceil(units) if 0 <= units < inf else None
+    return ceil(units) if units else None
 
 
 def _refusal(body: _Body | _ErrorBody) -> Refusal:

@@ -3,9 +3,11 @@
 Some servers number their answers, some write `usage` as a string, a float or a list. `normalize`
 makes such a body again with the types that `answers` reads; the results are taken over byte by
 byte, so what is wrong with those is found, and named, there. It costs a usual answer nothing: only
-a body that could not be decoded comes here.
+a body that could not be decoded comes here. A count may be absurd: below 0 where it is no number at
+all, at most `_MOST`. What becomes of it is decided elsewhere.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from math import ceil, isfinite
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import msgspec
 
 _BOM = b"\xef\xbb\xbf"
-_LONGEST_NUMBER = 40
+_MOST = 10**18
 
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _anything = msgspec.json.Decoder()
@@ -36,6 +38,28 @@ def normalize(body: bytes) -> bytes:
     return msgspec.json.encode(fields)
 
 
+def replace_nan(body: bytes) -> bytes:
+    """Return the body with counts in place of NaN and infinities that stand for such. Raises
+    `ValueError` where it is no JSON with these either, or where they stand elsewhere.
+    """
+    answer = json.loads(body, parse_int=whole_number)
+    meta = answer.get("meta") if isinstance(answer, dict) else None
+    for holder in (answer, meta):
+        if isinstance(holder, dict):
+            for name in _COUNTED & holder.keys():
+                said = holder[name]
+                if isinstance(said, dict):
+                    holder[name] = {field: _count(value) for field, value in said.items()}
+    return json.dumps(answer, allow_nan=False).encode()
+
+
+def whole_number(digits: str) -> int:
+    """Read an integer of however many digits; beyond `_MOST` it is that."""
+    if len(digits) > 18:
+        return -_MOST if digits.startswith("-") else _MOST
+    return int(digits)
+
+
 def _unused_places(fields: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:
     """The fields that might hold results elsewhere, and do not where others hold them."""
     if _value(fields.get("results")) is not None:
@@ -45,11 +69,11 @@ def _unused_places(fields: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:
 
 
 def _value(raw: msgspec.Raw | None) -> Any:
-    """The value, or None where it cannot be read (a number out of range)."""
+    """The value. A number that is out of range is read as `_MOST`, or as infinite."""
     try:
         return None if raw is None else _anything.decode(raw)
     except msgspec.DecodeError:
-        return None
+        return json.loads(bytes(raw or b"null"), parse_int=whole_number)
 
 
 def _text(value: Any) -> str | None:
@@ -69,15 +93,17 @@ def _error(value: Any) -> dict[str, str | None] | str | None:
 
 
 def _count(value: Any) -> int | None:
-    """A whole number of at least 0, however it is written; rounded up."""
-    if isinstance(value, str) and len(value) <= _LONGEST_NUMBER:
+    """A whole number, however it is written; rounded up. Below 0 where it is absurd."""
+    if isinstance(value, str):
         try:
-            value = float(value) if not value.strip().isdecimal() else int(value)
+            value = float(value) if not value.strip().isdecimal() else whole_number(value.strip())
         except ValueError:
             return None
-    if isinstance(value, float) and isfinite(value):
-        value = ceil(value)
-    return value if _is_int(value) and value >= 0 else None
+    if isinstance(value, float):
+        value = ceil(min(value, _MOST)) if isfinite(value) else -1
+    if isinstance(value, bool):
+        return -1
+    return max(-1, min(value, _MOST)) if _is_int(value) else None
 
 
 def _is_int(value: Any) -> bool:
@@ -106,6 +132,7 @@ def _meta(value: Any) -> dict[str, Any] | None:
     return {"billed_units": billed, "tokens": None if tokens is None else _usage(tokens)}
 
 
+_COUNTED = {"usage", "tokens", "billed_units"}
 _USAGE = ("total_tokens", "input_tokens", "prompt_tokens")
 _READERS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("id", "request_id", "code", "message", "error_type", "detail"), _text),
