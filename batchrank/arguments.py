@@ -7,7 +7,7 @@ Every one is there, is a regular file, and belongs to no table that keeps its ow
 import os
 from collections.abc import Sequence
 from fnmatch import fnmatch
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from pathlib import Path, PurePath
 
 from batchrank.errors import InputMissing
@@ -34,10 +34,11 @@ def found(argument: str, suffixes: Sequence[str], marks: Sequence[str]) -> list[
         if not os.path.lexists(path):
             if not has_magic(argument):
                 raise InputMissing(f"{argument}: no such file or folder.")
-            for parent in Path(argument).parents:
+            pattern = _pattern(path)
+            for parent in pattern.parents:
                 if has_magic(str(parent)):
                     check_entered(glob(str(parent), recursive=True))
-            hits = [Path(hit) for hit in sorted(glob(argument, recursive=True))]
+            hits = [Path(hit) for hit in sorted(glob(str(pattern), recursive=True))]
             files = [hit for hit in hits if not hit.is_dir()]
             folders = [hit for hit in hits if hit.is_dir()]
             return _files_of_hits(argument, files, folders, suffixes, marks)
@@ -46,6 +47,12 @@ def found(argument: str, suffixes: Sequence[str], marks: Sequence[str]) -> list[
         raise InputMissing(f"{_shown(argument)}: {error.strerror}.") from error
     except ValueError as error:  # a zero byte, which no path has
         raise InputMissing(f"{argument!r}: {error}.") from error
+
+
+def _pattern(path: Path) -> Path:
+    """The pattern, in which the folder that is there as it is named is no pattern."""
+    there = next((parent for parent in path.parents if parent.is_dir()), Path())
+    return Path(escape(str(there))) / path.relative_to(there)
 
 
 def _remote_files(argument: str, suffixes: Sequence[str], marks: Sequence[str]) -> list[Place]:

@@ -303,7 +303,7 @@ def verify(out: str) -> None:
 @click.option(
     "--qrels",
     type=click.Path(path_type=Path),
-    help="Judgments: Parquet with query_id, doc_id, relevance, or TREC's four columns.",
+    help="Judgments: Parquet with query_id, doc_id, relevance, or lines of TREC or BEIR.",
 )
 @click.option(
     "--against",

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchrank.errors import InputBad, InputMissing
-from batchrank.text_lines import find_invalid_row, is_utf8, read_lines, split_columns, unpacked
+from batchrank.text_form import as_text
+from batchrank.text_lines import read_lines, split_columns, unpacked
+from batchrank.utf8 import find_invalid_row, is_utf8
 
 Qrels = dict[str, dict[str, int]]
 """Each query's judged documents with their grades."""
@@ -64,26 +66,25 @@ def read_qrels(path: Path) -> Qrels:
 
 
 def _parquet(path: Path, content: bytes) -> pl.DataFrame:
-    read = pq.read_table(pa.BufferReader(content))
-    for name, column in zip(read.column_names, read.columns, strict=True):
+    table = pq.read_table(pa.BufferReader(content))
+    names = _BEIR if set(_BEIR) <= set(table.column_names) else _COLUMNS
+    missing = [name for name in names if table.column_names.count(name) != 1]
+    if missing:
+        raise InputBad(
+            f"{path}: cannot be read as qrels; it has columns {', '.join(table.column_names)}, not "
+            f"{', '.join(missing)}; {_EXPECTED}."
+        )
+    columns = [table[name].combine_chunks() for name in names]
+    for name, column in zip(names, columns, strict=True):
         row = find_invalid_row(column)
         if row is not None:
             raise InputBad(f"{path}, row {row + 1:,}: column {name!r} is not UTF-8.")
-    table = pl.DataFrame(read)
-    if set(_BEIR) <= set(table.columns):
-        table = table.select(_BEIR).rename(dict(zip(_BEIR, _COLUMNS, strict=True)))
-    missing = [name for name in _COLUMNS if name not in table.columns]
-    if missing:
-        raise InputBad(
-            f"{path}: cannot be read as qrels; it has columns {', '.join(table.columns)}, not "
-            f"{', '.join(missing)}; {_EXPECTED}."
-        )
-    grades = table["relevance"]
+    grades = pl.Series(columns[2])
     whole = grades.cast(pl.Int64)
-    if table.select(_COLUMNS).null_count().sum_horizontal().item() or (whole != grades).any():
+    if any(column.null_count for column in columns) or (whole != grades).any():
         raise InputBad(f"{path}: has nulls, or grades that are no whole numbers.")
-    ids = [pl.col(name).cast(pl.String) for name in ("query_id", "doc_id")]
-    return table.select(*ids, whole)
+    ids = [pl.Series(as_text(column)) for column in columns[:2]]
+    return pl.DataFrame(dict(zip(_COLUMNS, [*ids, whole], strict=True)))
 
 
 def _lines(path: Path, content: bytes) -> pl.DataFrame:

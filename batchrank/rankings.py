@@ -17,6 +17,7 @@ from batchrank.errors import OutputUnusable
 from batchrank.output import Depth, Output, opened
 from batchrank.places import Place
 from batchrank.source import ROW_COLUMN
+from batchrank.text_form import as_text
 
 Documents = Sequence[str | None]
 
@@ -72,7 +73,7 @@ def read_rankings(out: Place, judged: Collection[str], state_dir: Path | None = 
 
 def query_ids(column: pa.Array) -> pl.Series:
     """Query ids as text, which is how judgments name them."""
-    return pl.Series(column).cast(pl.String)
+    return pl.Series(as_text(column))
 
 
 def distinct(documents: Iterable[str | None]) -> Documents:

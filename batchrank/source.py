@@ -27,6 +27,7 @@ from batchrank.records import Row
 from batchrank.row_check import MOST_ROW_BYTES, RowChecker
 from batchrank.schema import Columns, check
 from batchrank.text_form import plain_array
+from batchrank.utf8 import checking_texts
 
 BATCH_ROWS = 256
 _BATCH_BYTES = 2 << 20
@@ -111,7 +112,9 @@ class Source:
                     for at, piece in self._pieces(
                         path, file.size, start, first, stop, rows_per_part, self._names, only
                     ):
-                        yield self._chunk(at, piece, only)
+                        with checking_texts(str(path), piece, self._kept_names, at - start):
+                            chunk = self._chunk(at, piece, only)
+                        yield chunk
             start += file.rows
 
     def queries(self, first: int, stop: int) -> Iterator[str | None]:
@@ -155,8 +158,12 @@ class Source:
 
     @property
     def _names(self) -> list[str]:
-        names = [self._columns.query, self._columns.candidates, *self._columns.keep]
-        return [*names, self._columns.id] if self._has_id else names
+        return [self._columns.query, self._columns.candidates, *self._kept_names]
+
+    @property
+    def _kept_names(self) -> list[str]:
+        """The columns that nobody reads before they are written."""
+        return [*self._columns.keep, *([self._columns.id] if self._has_id else [])]
 
     def _pieces(
         self,

@@ -7,7 +7,6 @@ Lines end at line feeds and carriage returns alone: a U+2028 or U+0085 within a 
 from collections.abc import Iterator
 
 import pyarrow as pa
-from pyarrow import types
 
 from batchrank.errors import InputBad
 
@@ -65,48 +64,9 @@ def split_columns(line: bytes, *counts: int) -> list[bytes] | None:
     return fields if len(fields) in counts else None
 
 
-def is_utf8(content: bytes) -> bool:
-    """Whether these bytes are text."""
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _is_utf_16(content: bytes) -> bool:
     """Whether these bytes are the beginning of a text as Windows tools write it."""
     return content.startswith(_UTF_16) and not len(content) % 2
-
-
-def find_invalid_row(column: pa.Array | pa.ChunkedArray) -> int | None:
-    """The first row of a column of strings whose bytes are not UTF-8. Raises ArrowInvalid where it
-    is damaged in another way.
-    """
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    start = 0
-    for chunk in chunks:
-        try:
-            chunk.validate(full=True)
-        except pa.ArrowInvalid:
-            if types.is_dictionary(chunk.type):
-                chunk = chunk.dictionary_decode()
-            if not _is_string(chunk.type):
-                raise
-            view = types.is_string_view(chunk.type)
-            values = chunk.cast(pa.binary_view() if view else pa.large_binary()).to_pylist()
-            for at, value in enumerate(values):
-                if value is not None and not is_utf8(value):
-                    return start + at
-            raise
-        start += len(chunk)
-    return None
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    return any(
-        is_one(kind) for is_one in (types.is_string, types.is_large_string, types.is_string_view)
-    )
 
 
 def _bare(lines: list[bytes]) -> list[bytes]:

@@ -25,7 +25,7 @@ DIALECT_FILES = (
 WIRE = {"wire", *(f"wire.{name}" for name in DIALECT_FILES)}
 SHELL = {"source", "sink", "checkpoint", "transport", "throttle", "dispatch"}
 PLACES_AND_SCHEMA = {"records", "places", "input_file", "arguments", "schema", "input_columns"}
-PLACES_AND_SCHEMA |= {"candidates", "text_form", "row_check"}
+PLACES_AND_SCHEMA |= {"candidates", "text_form", "row_check", "utf8"}
 SHAPES = {
     f"shapes.{name}"
     for name in ("lines", "groups", "grouped", "spill", "pairs", "ids", "texts", "hashes")
@@ -48,7 +48,7 @@ DOORS = {
     "aiolimiter": {"throttle"},
     "pyarrow": {"places", "schema", "input_file", "source", "sink", "pairs", "inspection", "output"}
     | {"export", "findings", "process", "rankings", "qrels", "text_lines", "published_rows"}
-    | {"candidates", "input_columns", "text_form", "row_check", "frames", "unpublished"}
+    | {"candidates", "input_columns", "text_form", "row_check", "frames", "unpublished", "utf8"}
     | SHAPES,
     "polars": {"rankings", "qrels", "export", "shapes.hashes", "frames"},
     "scipy": {"evaluation"},
@@ -130,8 +130,8 @@ def test_the_core_opens_no_file(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SHELL))
 def test_files_of_the_shell_do_not_import_each_other(name: str) -> None:
     """`places` and `input_file` are what they read and write through, `arguments` names the files,
-    `schema` says what the columns must be. The transport has its connections and the way to a proxy
-    besides.
+    `schema` says what the columns must be, `utf8` what their texts must be. The transport has its
+    connections and the way to a proxy besides.
     """
     own = {"connections", "packed", "proxy"} if name == "transport" else set()
     assert OURS[name] <= CORE | WIRE | PLACES_AND_SCHEMA | own

@@ -111,6 +111,15 @@ def test_a_pattern_is_one_only_where_nothing_is_called_so(tmp_path: Path) -> Non
     assert json.loads(done("plan", name, "--summary", "json"))["rows"] == 3
 
 
+@pytest.mark.parametrize("folder", ["data[1]", "data*", "data?", "[d]ata1"])
+def test_a_folder_before_a_pattern_is_none_where_it_is_there(tmp_path: Path, folder: str) -> None:
+    written(tmp_path / "data1" / "part.parquet", table(2, tag="sibling"))
+    pattern = tmp_path / folder / "*.parquet"
+    assert json.loads(done("plan", pattern, "--summary", "json"))["rows"] == 2
+    written(tmp_path / folder / "part.parquet", table(3, tag="named"))
+    assert json.loads(done("plan", pattern, "--summary", "json"))["rows"] == 3
+
+
 def test_a_link_that_leads_nowhere_is_no_pattern(tmp_path: Path) -> None:
     written(tmp_path / "a1.parquet", table(2, tag="a1"))
     (tmp_path / "a[1].parquet").symlink_to(tmp_path / "nowhere")

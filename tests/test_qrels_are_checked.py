@@ -1,6 +1,7 @@
 """Qrels come as Parquet or in TREC's columns; what is wrong with them is said in one line."""
 
 from pathlib import Path
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,6 +53,18 @@ def test_trec_columns_and_parquet_say_the_same(tmp_path: Path) -> None:
 
 def test_ids_that_are_numbers_are_compared_as_text(tmp_path: Path) -> None:
     assert read_qrels(judgments(tmp_path, [(7, 8, 1.0)])) == {"7": {"8": 1}}
+
+
+def test_ids_of_any_type_are_compared_in_their_one_form_as_text(tmp_path: Path) -> None:
+    """Of outputs and of judgments alike: a UUID as everybody writes it."""
+    ids = [UUID(int=number << 64) for number in (1, 2)]
+    column = pa.array([one.bytes for one in ids], pa.uuid())
+    out = output_of(tmp_path, column)
+    columns = {"query_id": column, "doc_id": ["d", "d"], "relevance": [1, 1]}
+    path = written(tmp_path / "qrels.parquet", pa.table(columns))
+    assert read_qrels(path) == {str(one): {"d": 1} for one in ids}
+    assert evaluate(out, path).queries == 2
+    assert evaluate(out, text(tmp_path, f"{ids[0]} 0 d 1\n")).queries == 1
 
 
 def test_a_missing_file_and_a_file_of_something_else_are_told_apart(tmp_path: Path) -> None:

@@ -304,6 +304,35 @@ def test_parquet_that_is_not_utf_8_is_named_by_its_row(
     )
 
 
+def listed(texts: pa.Array, ids: pa.Array) -> pa.Array:
+    """A candidate for each of so many rows."""
+    structs = pa.StructArray.from_arrays([ids, texts], ["doc_id", "text"])
+    return pa.ListArray.from_arrays(pa.array(range(len(ids) + 1), pa.int32()), structs)
+
+
+@pytest.mark.parametrize("which", ["query_id", "query", "text", "doc_id", "extra", "tags", "plain"])
+def test_rows_that_are_not_utf_8_are_named(server: Server, tmp_path: Path, which: str) -> None:
+    """In whichever column: a part with such bytes could not be read by anybody."""
+    texts = [str(number) for number in range(2_000)]
+    columns: dict[str, pa.Array] = dict.fromkeys(
+        ("query_id", "query", "text", "doc_id", "extra", "tags"), pa.array(texts)
+    )
+    columns[which] = spoilt(texts, 1_500, pa.string())
+    one_each = pa.array(range(2_001), pa.int32())
+    candidates = listed(columns["text"], columns["doc_id"])
+    if which == "plain":
+        candidates = pa.ListArray.from_arrays(one_each, columns["plain"])
+    kept = {"extra": columns["extra"], "tags": pa.ListArray.from_arrays(one_each, columns["tags"])}
+    rows = {"query_id": columns["query_id"], "query": columns["query"], "candidates": candidates}
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table(rows | kept), path, row_group_size=700)
+    keep = ["--keep", "extra", "--keep", "tags"]
+    done = inside(*fast(server, tmp_path / "out", path), *keep)
+    column = "candidates" if which in ("text", "doc_id", "plain") else which
+    said = f"{path}: cannot be read: row 1,501, column '{column}' is not UTF-8."
+    assert (done.returncode, done.stderr) == (65, f"batchrank: {said}\n")
+
+
 def test_a_separator_or_a_zero_within_a_json_text_is_part_of_it(
     server: Server, tmp_path: Path
 ) -> None:

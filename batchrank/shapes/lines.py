@@ -15,12 +15,11 @@ from batchrank.input_file import InputFile
 from batchrank.schema import check_once
 from batchrank.source import FileIdentity, footer, open_parquet
 from batchrank.text_lines import (
-    find_invalid_row,
-    is_utf8,
     read_lines,
     split_columns,
     unpacked,
 )
+from batchrank.utf8 import check_texts, is_utf8
 
 BATCH_LINES = 1 << 14
 _BATCH_BYTES = 4 << 20
@@ -50,7 +49,7 @@ class ParquetLines:
             if first < file.rows:
                 at = first
                 for batch in _parquet_batches(path, self._parts.stored(path, names), first):
-                    _check_texts(path, batch, at)
+                    check_texts(path.name, batch, batch.schema.names, at)
                     yield _movable(self._parts.alike(path, batch, names))
                     at += batch.num_rows
             first = max(0, first - file.rows)
@@ -189,16 +188,6 @@ def _parquet_batches(path: InputFile, names: list[str], first: int) -> Iterator[
                 if start != end:
                     raise InputBad(f"{path}: row group {group} lacks lines that it claims.")
             start = end
-
-
-def _check_texts(path: InputFile, batch: pa.RecordBatch, first: int) -> None:
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        row = find_invalid_row(column)
-        if row is not None:
-            raise InputBad(
-                f"{path.name}: cannot be read: row {first + row + 1:,}, column {name!r} is not "
-                "UTF-8."
-            )
 
 
 def _movable(batch: pa.RecordBatch) -> pa.RecordBatch:

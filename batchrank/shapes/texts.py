@@ -29,7 +29,7 @@ from batchrank.shapes.lines import (
 from batchrank.shapes.spill import Nameless
 from batchrank.source import MARKER, STATE, FileIdentity
 from batchrank.text_form import as_text, plain_array
-from batchrank.text_lines import is_utf8
+from batchrank.utf8 import is_utf8
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 _HEADER = Struct("<II")
