@@ -143,8 +143,9 @@ def look_ahead(
 ) -> Ahead:
     """What is answered already, and (with priorities) which of the other rows go first.
 
-    Of parts that are written again only the rows that `failed` are to be sent. A row with an answer
-    that counts is in no band, though another of its requests may lack one: that goes with its part.
+    Of parts that are written again only the rows that `failed` or were left out are to be sent. A
+    row with an answer that counts is in no band, though another of its requests may lack one: that
+    goes with its part.
     """
     parts, settled, again = set(), np.zeros(rows, np.bool_), np.zeros(rows, np.bool_)
     for part, plan, is_scored in checkpoint.answered():

@@ -314,6 +314,15 @@ def renew(path: Path, fingerprint: bytes) -> None:
         raise StorageFailed(f"{path}: cannot be written: {error}.") from error
 
 
+def has_answers(path: Path) -> bool:
+    """Whether answers wait for others of their parts. Raises `StorageFailed`."""
+    try:
+        with closing(_connection(path)) as database:
+            return database.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is not None
+    except sqlite3.Error as error:
+        raise StorageFailed(f"{path}: cannot be read: {error}.") from error
+
+
 def read_fingerprint(path: Path) -> bytes | None:
     """The fingerprint that a checkpoint was begun with; None where there is no checkpoint yet.
 

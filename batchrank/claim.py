@@ -10,13 +10,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from batchrank import checkpoint
 from batchrank.errors import ConfigInvalid, InputBad, OutputUnusable, StorageFailed
+from batchrank.fingerprint import Fingerprint, check_limit
 from batchrank.places import Place, Remote
 from batchrank.providers import EMBEDDED_SCORER
 from batchrank.receipt import FILES, RECEIPT
@@ -30,16 +30,6 @@ _OUTPUT = "output"
 KEPT = frozenset({"lock", _OUTPUT})
 """Files of a state that a fresh start leaves: whose it is, and who is at work."""
 _log = logging.getLogger(__name__)
-
-
-class Fingerprint(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What decides the results of a run; of one in shards, how many these are, and its rows."""
-
-    files: list[FileIdentity]
-    limit_rows: int
-    config: dict[str, Any]
-    shards: int = 0
-    rows: int = 0
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -240,14 +230,12 @@ def decoded(begun: bytes, where: Place) -> Fingerprint:
 
 
 def check_same(out: Place, begun: Fingerprint, now: Fingerprint) -> None:
-    """Raises `InputBad` or `ConfigInvalid` where these are two runs, but for their shards."""
+    """Raises `InputBad` or `ConfigInvalid` where these are two runs, but for their shards and for
+    more rows of the same input.
+    """
     advice = f"Choose a new output, or {'delete this one' if begun.shards else 'pass --restart'}."
     _check_files(out, begun.files, now.files, advice)
-    if begun.limit_rows != now.limit_rows:
-        raise ConfigInvalid(
-            f"{out}: begun with --limit {begun.limit_rows}, now {now.limit_rows} (0: all rows). "
-            f"{advice}"
-        )
+    check_limit(out, begun, now)
     for name, value in now.config.items():
         before = begun.config.get(name, _ADDED_SINCE.get(name))
         if before != value and name == "--reuse":

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from batchrank.claim import Fingerprint, marked_in
+from batchrank.claim import marked_in
 from batchrank.errors import (
     BatchrankError,
     InputBad,
@@ -19,6 +19,7 @@ from batchrank.errors import (
     RowsFailed,
     TryLater,
 )
+from batchrank.fingerprint import Fingerprint
 from batchrank.part_files import is_whole
 from batchrank.places import Place
 from batchrank.receipt import RECEIPT, read_receipt, write_receipt
@@ -26,7 +27,7 @@ from batchrank.report import Receipt, Share, total
 from batchrank.shards import Shard
 from batchrank.shared import finishing, home_of
 from batchrank.sink import SUCCESS, PartRecord, part_name, read_record, write_whole
-from batchrank.workers import STATES, parts_of, shards_of, worker
+from batchrank.workers import STATES, is_done, parts_of, shards_of, worker
 
 _SHOWN = 5
 
@@ -69,7 +70,7 @@ def finish(out: Place, allowed: Allowed = ALLOWED) -> Receipt:
         done = _whole_receipt(out)  # another worker was as quick
         if done is not None:
             return done
-        if _receipts(out, marked) != receipts:
+        if marked_in(out) != marked or _receipts(out, marked) != receipts:
             raise NotFinished(f"{out}: a shard has begun again meanwhile.")
         return _write(out, _merged(out, receipts, allowed), beside)
 
@@ -128,9 +129,11 @@ def _receipts(out: Place, marked: Fingerprint) -> list[Receipt]:
         names = [part_name(part, parts) for part in lacking]
         raise NotFinished(_words(out, marked, behind, names))
     receipts = {shard: read_receipt(home_of(out, shard)) for shard in owners}
-    ended = [one for one in receipts.values() if one is not None and not one.exit_code]
+    ended = [one for shard, one in receipts.items() if one and is_done(shard, one, marked)]
     if len(ended) < len(owners):
-        behind = [shard for shard, one in receipts.items() if one is None or one.exit_code]
+        behind = [
+            shard for shard, one in receipts.items() if not one or not is_done(shard, one, marked)
+        ]
         raise NotFinished(_words(out, marked, behind, []))
     return ended
 

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from batchrank.claim import Fingerprint, marked_in, state_of
+from batchrank.claim import marked_in, state_of
 from batchrank.errors import ExitCode, InputBad, OutputUnusable
+from batchrank.fingerprint import Fingerprint
 from batchrank.places import Place, Remote, opened
 from batchrank.providers import PROVIDERS
 from batchrank.receipt import RECEIPT, read_receipt, receipt_in

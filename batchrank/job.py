@@ -13,11 +13,12 @@ import uvloop
 from msgspec.structs import replace
 
 from batchrank.checkpoint import renew
-from batchrank.claim import Claim, Fingerprint, claimed, state_of
+from batchrank.claim import Claim, claimed, state_of
 from batchrank.config import JobConfig, check_coordinator, check_price, key_of
 from batchrank.earlier import Previous
 from batchrank.ending import finished_by
 from batchrank.errors import ConfigInvalid, InputBad, InputMissing, OutputUnusable
+from batchrank.fingerprint import Fingerprint, is_larger
 from batchrank.origin import write_origin
 from batchrank.part_files import is_whole
 from batchrank.places import Place, is_same
@@ -30,7 +31,7 @@ from batchrank.reuse import identity_of, opened
 from batchrank.session import Connect, InLoop, Session
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.shards import Shard, shard_of, share_of
-from batchrank.shared import begun_of_finished, claimed_shard, finished_run, reopen
+from batchrank.shared import begun_of_finished, claimed_shard, finished_run, grow, reopen
 from batchrank.signals import Signals
 from batchrank.transport import connected
 
@@ -86,9 +87,13 @@ def run(
         _log.warning(NOBODY_CHOSE)
     deciding = {"endpoint.embedded": config.is_embedded, **config.deciding(), "--reuse": identity}
     rows = min(source.total_rows, request.limit_rows or source.total_rows)
-    fingerprint = Fingerprint(list(source.files), request.limit_rows, deciding)
+    fingerprint = Fingerprint(list(source.files), request.limit_rows, deciding, rows=rows)
     if shard is not None:
-        fingerprint = replace(fingerprint, shards=shard.of, rows=rows)
+        fingerprint = replace(fingerprint, shards=shard.of)
+    if request.reuse and not previous:
+        begun = begun_of_finished(request.out, state)
+        if begun is not None and is_larger(fingerprint, begun):
+            _ = _reused(config, request, None)  # raises: the rows to come want it after all
     done = None if anew else finished_run(request.out, fingerprint)
     if done is not None:
         check_published_rows(request.out, source, config, rows, done)
@@ -99,6 +104,9 @@ def run(
         begun = claim.begun
         if begun and check_published_rows(request.out, source, config, rows, begun, shard):
             renew(claim.database, msgspec.json.encode(replace(begun, files=fingerprint.files)))
+        if begun and is_larger(fingerprint, begun):
+            grow(claim, fingerprint, begun)
+            claim = replace(claim, finished=False)
         whole = _whole_receipt(request.out) if claim.finished else None
         if whole is not None and not request.retry_failed:
             return whole

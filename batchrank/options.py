@@ -45,7 +45,12 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
             "--unite-rows", is_flag=True, help="Rows of a part that share a query share requests."
         ),
         click.option("--keep", multiple=True, metavar="COLUMN", help="Keep a column. Repeatable."),
-        click.option("--limit", type=click.IntRange(1), metavar="ROWS", help="Only the first."),
+        click.option(
+            "--limit",
+            type=click.IntRange(1),
+            metavar="ROWS",
+            help="Only the first; more of them later.",
+        ),
         click.option(
             "--min-rows",
             type=click.IntRange(0),

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchrank.claim import Fingerprint
 from batchrank.config import JobConfig
 from batchrank.digests import Digests, RowsDigest
 from batchrank.errors import InputBad
+from batchrank.fingerprint import Fingerprint
 from batchrank.places import Place, opened
 from batchrank.shards import Shard, rows_of
 from batchrank.sink import part_name, read_record
@@ -92,14 +92,15 @@ def _parts_that_may_differ(
 
 
 def _is_same(path: Place, chunks: Iterable[Chunk], digests: Digests) -> bool:
-    """Whether a published part has the rows of these chunks."""
-    digest, kept = RowsDigest(), []
-    for chunk in chunks:
-        for row in chunk.rows:
-            digest.add(digests.of(row))
-        kept.append(chunk.kept)
-    ours = pa.Table.from_batches(kept)
+    """Whether a published part has the rows of these chunks; of a trial's, the first of them."""
     record = read_record(path)
+    digest, kept, left = RowsDigest(), [], record.counts.rows
+    for chunk in chunks:
+        for row in chunk.rows[:left]:
+            digest.add(digests.of(row))
+        kept.append(chunk.kept.slice(0, left))
+        left -= min(left, len(chunk.rows))
+    ours = pa.Table.from_batches(kept)
     with opened(path) as file:
         table = pq.read_table(file, use_threads=False)
     if record.counts.texts != digest.hex() or table.num_rows != ours.num_rows:

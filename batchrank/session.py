@@ -125,7 +125,8 @@ class Session:
         until = None if self._deadline is None else self._deadline.text
         self._figures = Figures(config, self._standing.own_rows, self._checkpoint.spent, until)
         united = config.endpoint.unite_rows
-        self._again = Again(chain(*self._standing.reopened.values())) if united else None
+        reopened = chain(*self._standing.reopened.values())
+        self._again = Again(reopened, retry_failed=request.retry_failed) if united else None
         self._assembly = Assembly(rows, self._rows_per_part, keep_ids=united)
         self._ahead = self._look_ahead()
         self._settled_before, _ = self._standing.settled()
@@ -142,9 +143,7 @@ class Session:
             self._rows,
             self._rows_per_part,
             published={*self._standing.published, *self._standing.others},
-            failed={
-                part: one.counts.failed_offsets for part, one in self._standing.superseded.items()
-            },
+            failed=self._standing.open_offsets(),
             retry_failed=self._request.retry_failed,
             priorities=self._source.priorities() if by_priority else None,
             lenient=bool(self._request.reuse),
@@ -374,7 +373,9 @@ class Session:
         """What a row had, in a part that was published before."""
         part, place = divmod(row.index, self._rows_per_part)
         reopened = self._standing.reopened.get(part)
-        return None if reopened is None else widened(reopened[place], row.candidates)
+        if reopened is None or place >= len(reopened):  # a trial had fewer rows of it
+            return None
+        return widened(reopened[place], row.candidates)
 
     def _begin(self, row: PlannedRow) -> Sequence[RequestPlan]:
         """Expect a row; the plans that are to be settled, which in a part that was published before
@@ -386,7 +387,7 @@ class Session:
             self._finish(self._assembly.begin(row))
             return row.plans if self._again is None else complete(row)
         before = msgspec.structs.replace(before, pairs=row.pairs)
-        if not before.failed_requests:
+        if not (before.failed_requests and self._request.retry_failed):
             self._finish(self._assembly.place(before))
             return ()
         if self._again is not None:

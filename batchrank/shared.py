@@ -9,7 +9,7 @@ On a bucket there is none; there the same bytes are written twice at worst.
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,6 @@ from batchrank.claim import (
     KEPT,
     PAIRS,
     Claim,
-    Fingerprint,
     check_same,
     claim_state,
     decoded,
@@ -31,10 +30,11 @@ from batchrank.claim import (
     sync,
 )
 from batchrank.errors import OutputUnusable
+from batchrank.fingerprint import Fingerprint, check_unites, is_larger
 from batchrank.places import Place, Remote
 from batchrank.receipt import RECEIPT, remove_receipt
 from batchrank.shards import Shard
-from batchrank.sink import SUCCESS, write_whole
+from batchrank.sink import SUCCESS, sync_folder, write_whole
 from batchrank.source import MARKER, STATE
 
 _WAITS_SECONDS = (0.1,) * 100
@@ -58,7 +58,7 @@ def finished_run(out: Place, fingerprint: Fingerprint) -> Fingerprint | None:
     if begun is None or not (begun.shards or fingerprint.shards):
         return None
     check_same(out, begun, fingerprint)
-    return begun
+    return None if is_larger(fingerprint, begun) else begun
 
 
 def begun_of_finished(out: Place, state: Path) -> Fingerprint | None:
@@ -113,6 +113,29 @@ def reopen(claim: Claim) -> None:
         (claim.folder / SUCCESS).unlink(missing_ok=True)
         for folder in (claim.folder, claim.receipt.parent):
             remove_receipt(folder)
+
+
+def grow(claim: Claim, fingerprint: Fingerprint, begun: Fingerprint) -> None:
+    """Go on with more rows than a run, or this shard of it, was begun with.
+
+    First nothing says any more that all is done, then the output and the state name the new number
+    of rows. Raises `ConfigInvalid` where rows that share requests are not all answered.
+    """
+    if checkpoint.has_answers(claim.database):
+        check_unites(claim.folder, begun)
+    content = msgspec.json.encode(fingerprint)
+    with _alone(claim.folder) if claim.shard is not None else nullcontext():
+        marked = marked_in(claim.folder)
+        if claim.shard is None or (marked is not None and is_larger(fingerprint, marked)):
+            if claim.shard is not None and not (claim.folder / SUCCESS).exists():
+                check_unites(claim.folder, begun)
+            (claim.folder / SUCCESS).unlink(missing_ok=True)
+            if isinstance(claim.folder, Path):
+                sync_folder(claim.folder)
+            if marked is not None:
+                write_whole(claim.folder / MARKER, content, claim.beside)
+    reopen(claim)
+    checkpoint.renew(claim.database, content)
 
 
 @contextmanager

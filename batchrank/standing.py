@@ -29,7 +29,8 @@ _log = logging.getLogger(__name__)
 
 class Standing:
     """What of a run's own parts is done. `superseded` are the records of parts that are written
-    again because rows of them had failed, `reopened` their rows; `others` are other shards' parts.
+    again because rows of them had failed, or because a trial had fewer rows of them; `reopened` are
+    their rows; `others` are other shards' parts.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Standing:
         self.checkpoint = Checkpoint(claim.database)
         self.published = self._parts_that_exist()
         self.superseded: dict[int, PartRecord] = {}
-        self.reopened = self._reopen() if retry_failed else {}
+        self.reopened = self._reopen()
         self.rows_before = total(self.published.values(), "rows")
         self.failed_before = total(self.published.values(), "failed")
         self.partial_before = total(self.published.values(), "partial")
@@ -88,8 +89,22 @@ class Standing:
         """
         kept = self.checkpoint.rows_kept(self.published, scored=self._retry_failed)
         again = [one for part, one in self.superseded.items() if part not in self.published]
-        failed = sum(len(one.counts.failed_offsets) for one in again)
+        failed = sum(len(one.counts.failed_offsets) for one in again) if self._retry_failed else 0
         return kept + total([*self.published.values(), *again], "rows") - failed, kept
+
+    def open_offsets(self) -> dict[int, list[int]]:
+        """The rows, from the part's first, of parts that are written again that are to be sent."""
+        return {
+            part: [
+                *(one.counts.failed_offsets if self._retry_failed else ()),
+                *range(one.counts.rows, self._size(part)),
+            ]
+            for part, one in self.superseded.items()
+        }
+
+    def _size(self, part: int) -> int:
+        """The rows that a part has once it is whole."""
+        return min(self._rows_per_part, self._rows - part * self._rows_per_part)
 
     def write(self, part: Part) -> PartRecord:
         """Put a finished part into the output, for good. Raises `StorageFailed`.
@@ -125,18 +140,20 @@ class Standing:
 
     def _parts_that_exist(self) -> dict[int, PartRecord]:
         """A part that exists is done, also when the run was killed before it could note that: at
-        its first writing, or, where rows of it had failed, at its second.
+        its first writing, or, where rows of it had failed or were left out, at its second.
         """
         recorded, there = self.checkpoint.parts(), sizes(self._claim.folder, PATTERN)
         known = {part: self.checkpoint.decoded(one, PartRecord) for part, one in recorded.items()}
-        for name in missing_parts(self._claim.folder, known.values()):
+        # Killed between a part's second writing and its note, the file is right and the note old.
+        settled = [one for at, one in known.items() if not self._may_be_written_again(at, one)]
+        for name in missing_parts(self._claim.folder, settled):
             _log.warning("%s: is gone; its rows are scored again", self._claim.folder / name)
         published = {}
         for part in self.parts:
             if self._sink.name(part) not in there:
                 continue
             record = known.get(part)
-            if record is None or record.counts.failed_offsets:
+            if record is None or self._may_be_written_again(part, record):
                 found = self._sink.read(part)
                 if found != record:
                     self.checkpoint.forget(part, msgspec.json.encode(found))
@@ -144,18 +161,29 @@ class Standing:
             published[part] = record
         return published
 
+    def _may_be_written_again(self, part: int, known: PartRecord) -> bool:
+        return bool(known.counts.failed_offsets) or known.counts.rows < self._size(part)
+
     def _reopen(self) -> dict[int, list[RowScores]]:
-        """Take back parts with failed rows, to be written again; their files stay until then."""
-        failed = [part for part, known in self.published.items() if known.counts.failed_offsets]
-        if failed:
+        """Take back parts to be written again: with failed rows, if these are asked for again, and
+        with fewer rows than they have by now. Their files stay until then.
+        """
+        again = [
+            part
+            for part, known in self.published.items()
+            if known.counts.rows < self._size(part)
+            or (self._retry_failed and known.counts.failed_offsets)
+        ]
+        if again:
             reopen(self._claim)
-        self.superseded = {part: self.published.pop(part) for part in failed}
-        return {part: self._rows_of(part) for part in failed}
+        self.superseded = {part: self.published.pop(part) for part in again}
+        return {part: self._rows_of(part) for part in again}
 
     def _rows_of(self, part: int) -> list[RowScores]:
         """The rows of a published part, with what `top_n` cut off where that is kept."""
         rows = self._sink.rows(part, part * self._rows_per_part)
-        kept = self._side_files.scores(self._sink.name(part))
+        # Killed between the two, a side file is there before its part, and has more rows.
+        kept = self._side_files.scores(self._sink.name(part))[: len(rows)]
         if len(kept) != len(rows):
             return rows
         return [

@@ -200,11 +200,13 @@ def complete(row: PlannedRow) -> list[RequestPlan]:
 
 
 class Again:
-    """What is asked again of parts that were published: of their rows that `failed`, the candidates
-    without a score. `settled` are their other rows. Ids go on after those in use.
+    """What is asked again of parts that were published: of their rows that failed, if
+    `retry_failed`, the candidates without a score. Their other rows are settled. Ids go on after
+    those in use.
     """
 
-    def __init__(self, rows: Iterable[RowScores] = ()) -> None:
+    def __init__(self, rows: Iterable[RowScores] = (), *, retry_failed: bool = True) -> None:
+        self._retry_failed = retry_failed
         self._before: dict[int, RowScores] = {}
         self._pieces: dict[int, int] = {}
         self._uses = Counter[int]()
@@ -218,7 +220,7 @@ class Again:
     def is_open(self, row: int) -> bool:
         """Whether a row is to be planned: it is no settled row of such a part."""
         before = self._before.get(row)
-        return before is None or before.failed_requests > 0
+        return before is None or (self._retry_failed and before.failed_requests > 0)
 
     def row(self, row: Row) -> Row:
         """A row with the scores that it has, besides those that an earlier run knew; a settled one
@@ -227,7 +229,7 @@ class Again:
         before = self._before.get(row.index)
         if before is None:
             return row
-        if not before.failed_requests:
+        if not self.is_open(row.index):
             return msgspec.structs.replace(row, query=None, pairs=self._pairs(row, before))
         known = widened(before, len(row.texts)).relevance_scores
         if row.known is not None:

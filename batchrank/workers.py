@@ -11,11 +11,12 @@ from pathlib import Path
 
 import msgspec
 
-from batchrank.claim import Fingerprint, marked_in, state_of
+from batchrank.claim import marked_in, state_of
+from batchrank.fingerprint import Fingerprint
 from batchrank.places import Place, Remote
 from batchrank.providers import EMBEDDED_SCORER
 from batchrank.receipt import read_receipt, receipt_in
-from batchrank.report import LIVE, Progress, read_live
+from batchrank.report import LIVE, Progress, Receipt, read_live
 from batchrank.series import Kept, read_series, together
 from batchrank.shards import Shard, rows_in
 from batchrank.shared import home_of
@@ -63,6 +64,17 @@ def shards_of(marked: Fingerprint) -> list[Shard]:
 def parts_of(marked: Fingerprint) -> int:
     """How many parts a run in shards has."""
     return max(1, -(-marked.rows // int(marked.config["output.rows_per_part"])))
+
+
+def own_rows(shard: Shard, marked: Fingerprint) -> int:
+    """The rows of a shard."""
+    rows_per_part = int(marked.config["output.rows_per_part"])
+    return rows_in(shard.parts(parts_of(marked)), marked.rows, rows_per_part)
+
+
+def is_done(shard: Shard, receipt: Receipt, marked: Fingerprint) -> bool:
+    """Whether a shard's receipt says that it is finished, and is of no trial with fewer rows."""
+    return not receipt.exit_code and receipt.rows == own_rows(shard, marked)
 
 
 def sum_of(workers: Sequence[Worker], marked: Fingerprint, *, bills: bool) -> Progress:
@@ -168,19 +180,18 @@ def worker(out: Place, shard: Shard, marked: Fingerprint, state_dir: Path | None
             standstill = silence(state) or live.standstill
     begun = running or live is not None or receipt is not None
     if receipt is not None:
-        told = "stopped" if receipt.exit_code else "finished"
+        told = "finished" if is_done(shard, receipt, marked) else "stopped"
         figures = (receipt.requests, receipt.tokens_billed, receipt.cost_usd)
         rows_done = receipt.rows - receipt.rows_open
     else:
         told = "stopped" if begun else "waiting"
         figures = (live.requests, live.tokens, live.cost_usd) if live is not None else (0, 0, 0.0)
         rows_done = 0
-    rows_per_part = int(marked.config["output.rows_per_part"])
     counted = live if receipt is None else receipt
     return Worker(
         shard=str(shard),
         state="running" if running else told,
-        rows=rows_in(shard.parts(parts_of(marked)), marked.rows, rows_per_part),
+        rows=own_rows(shard, marked),
         rows_done=max(rows_done, live.rows_done if live is not None else 0),
         requests=figures[0],
         tokens=figures[1],

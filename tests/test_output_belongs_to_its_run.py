@@ -215,12 +215,15 @@ def test_another_column_is_refused_by_name(
     assert f"begun with input.{field} = '{twin}', now '{column}'" in message
 
 
-def test_another_limit_of_rows_is_refused(server: Server, source: Path, stopped: Path) -> None:
+def test_fewer_rows_than_it_was_begun_with_are_refused(
+    server: Server, source: Path, stopped: Path
+) -> None:
     before = server.received
     with pytest.raises(ConfigInvalid) as refused:
         score(server, source, stopped, limit_rows=20, output={"rows_per_part": 10})
     assert str(refused.value) == (
-        f"{stopped}: begun with --limit 0, now 20 (0: all rows). {ADVICE}"
+        f"{stopped}: begun with --limit 0, now 20 (0: all rows). Give at least as many rows to go "
+        "on, or choose a new output and --reuse this one to pay nothing twice."
     )
     assert server.received == before
 
