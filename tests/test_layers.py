@@ -158,6 +158,7 @@ def test_only_the_composition_point_knows_the_shell() -> None:
             "link",
             "feed",
             "claim",
+            "fingerprint",
             "forecast",
             "inspection",
             "report",
