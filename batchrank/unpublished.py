@@ -17,11 +17,12 @@ import pyarrow as pa
 from batchrank.ahead import is_given_to
 from batchrank.answer_rows import Answer
 from batchrank.assembly import assemble
-from batchrank.claim import DATABASE, Fingerprint, decoded, marked_in, state_of
+from batchrank.claim import DATABASE, decoded, marked_in, state_of
 from batchrank.config import JobConfig
 from batchrank.digests import Digests
 from batchrank.errors import BatchrankError, ConfigInvalid, InputBad, OutputUnusable
 from batchrank.feed import Feed
+from batchrank.fingerprint import Fingerprint
 from batchrank.kept_answers import KeptAnswers
 from batchrank.origin import Origin, read_origin
 from batchrank.places import Place, place
