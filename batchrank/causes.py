@@ -76,6 +76,11 @@ class Causes:
         """Note what the session sends through."""
         self._link, self._throttle, self._leasing = link, throttle, leasing
 
+    @property
+    def in_flight(self) -> int:
+        """How many requests have no answer yet."""
+        return 0 if self._link is None else self._link.unanswered[0]
+
     def find(self, now: float) -> Cause | None:
         """Return why nothing succeeds at this instant; None where no reason is known."""
         if (slow := self.disk.cause(now)) is not None:

@@ -18,10 +18,9 @@ from batchrank.report import LIMITED_BY, Left, Progress, Receipt, total
 from batchrank.sink import PartRecord
 from batchrank.source import FileIdentity
 from batchrank.standstill import Standstill
+from batchrank.time_left import WINDOW_TICKS, Pacing, TimeLeft
 
 TICK_SECONDS = 0.25
-_RATE_TICKS = 40
-"""What the rate of the moment is a mean over: 10 s."""
 
 
 class Figures:
@@ -36,7 +35,8 @@ class Figures:
         self._before = self.spent = spent
         self._began = time.monotonic()
         self._started = datetime.now(UTC)
-        self._recent: deque[tuple[float, int, int]] = deque(maxlen=_RATE_TICKS)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=WINDOW_TICKS)
+        self._time_left = TimeLeft()
 
     def add(self, spent: Spent) -> None:
         """A plan is settled, or dropped."""
@@ -52,16 +52,17 @@ class Figures:
         rows_failed: int,
         rows_partial: int,
         standstill: Standstill | None,
+        in_flight: int,
+        pacing: Pacing | None,
     ) -> Progress:
         """Return the figures of this instant, to be asked for every `TICK_SECONDS`. `requests` and
         `retries` are those of this session, of rows that are not done yet included.
         """
         now = time.monotonic()
         sent = self._before.requests + requests
-        self._recent.append((now, sent, rows_done))
-        since, sent_then, rows = self._recent[0]
+        self._recent.append((now, sent))
+        since, sent_then = self._recent[0]
         seconds = max(now - since, 1e-9)
-        row_rate = (rows_done - rows) / seconds
         return Progress(
             rows=self._rows,
             rows_done=rows_done,
@@ -71,7 +72,7 @@ class Figures:
             cost_is_real=self._config.bills,
             seconds=now - self._began,
             requests_per_second=(sent - sent_then) / seconds,
-            seconds_left=(self._rows - rows_done) / row_rate if row_rate > 0 else None,
+            seconds_left=self._time_left.look(now, self._rows, rows_done, in_flight, pacing),
             finish_by=self._finish_by,
             provider=self._config.endpoint.provider,
             scorer=self._config.scorer,

@@ -38,6 +38,7 @@ class Monitor:
         resume_after: Callable[[float], None],
         state: Path,
         series: Series,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._look = look
         self._watch = watch
@@ -45,7 +46,8 @@ class Monitor:
         self._state = state
         self._series = series
         self._standstills = StandstillLog()
-        self._heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
+        self._heartbeat_seconds = heartbeat_seconds
+        self._heartbeat_at = time.monotonic() + heartbeat_seconds
 
     async def tick(self) -> None:
         """Look every `TICK_SECONDS`, until cancelled."""
@@ -89,7 +91,7 @@ class Monitor:
         if line is not None:
             _log.warning(line, extra={"figures": {"standstill": _builtin(progress.standstill)}})
         if now >= self._heartbeat_at:
-            self._heartbeat_at = now + HEARTBEAT_SECONDS
+            self._heartbeat_at = now + self._heartbeat_seconds
             figures = {"progress": _builtin(progress)}
             _log.info(describe_progress(progress), extra={"figures": figures})
 
@@ -100,7 +102,7 @@ def describe_progress(progress: Progress) -> str:
     left = progress.seconds_left
     words = [
         f"{progress.rows_done:,} of {progress.rows:,} rows{share}",
-        *(words for words in count_troubles(progress)),
+        *count_troubles(progress),
         f"{progress.requests_per_second:,.1f} requests/s",
         f"{progress.tokens:,} tokens",
         money(progress.cost_usd, progress.cost_is_real),

@@ -480,6 +480,8 @@ class Session:
             requests=0 if sender is None else sender.requests,
             retries=0 if sender is None else sender.retries,
             throttled=0 if self._series is None else self._series.throttled,
+            in_flight=self._causes.in_flight,
+            pacing=None if self._throttle is None else self._throttle.pacing,
             rows_failed=self._standing.failed_before + statuses["failed"],
             rows_partial=self._standing.partial_before + statuses["partial"],
             standstill=self._standstills.look(

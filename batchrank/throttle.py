@@ -29,6 +29,7 @@ from batchrank.dealt import Dealt, Held
 from batchrank.errors import ContractBroken, TryLater
 from batchrank.limits import AIM, RateLimits
 from batchrank.retry import Health
+from batchrank.time_left import Pacing
 
 _BUCKET_SECONDS = 0.004
 _LEAST_CREDIT = 20
@@ -176,6 +177,21 @@ class Throttle:
         """
         self._health.exclude(seconds)
         self._begin_climb(self._start_speed)
+
+    @property
+    def pacing(self) -> Pacing:
+        """How fast requests go, and will go, for an estimate of the time left."""
+        now, ramp, served = self._clock(), self._ramp_seconds, self.served
+        return Pacing(
+            speed=self.speed,
+            climb_per_second=(1 - self._start_speed) / ramp if ramp > 0 else 0.0,
+            ceiling=self._congestion.ceiling(now),
+            start_speed=self._start_speed,
+            admitted=served.requests,
+            waited_seconds=served.waited,
+            pause_seconds=max(0.0, self._paused_until - now),
+            is_open=self._health.is_open,
+        )
 
     @property
     def trouble(self) -> Trouble | None:
