@@ -38,7 +38,8 @@ def bar(*, wanted: bool = True) -> Iterator[Callable[[Progress], None]]:
         if latest is None:
             return Text("reading the input")
         plain = console.options.ascii_only
-        return Text("\n".join(lines(latest, console.width, plain=plain)), overflow="fold")
+        width = console.width - len("^C")  # a terminal shows what is typed behind the last line
+        return Text("\n".join(lines(latest, width, plain=plain)), overflow="fold")
 
     with Live(get_renderable=drawn, console=console, transient=True, refresh_per_second=4):
 
