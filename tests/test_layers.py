@@ -9,7 +9,7 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "batchrank"
 
 CORE = {"errors", "limits", "tokens", "planning", "retry", "assembly", "budget", "providers"}
-CORE |= {"pricing", "congestion", "uniting", "packing", "digests", "answer_rows"}
+CORE |= {"pricing", "congestion", "uniting", "packing", "digests", "answer_rows", "time_left"}
 CORE |= {"ticks", "seats", "lease", "holding", "dealt", "account"}
 DIALECT_FILES = (
     "answers",
