@@ -127,8 +127,8 @@ def _with_unpublished(output: Output, state_dir: Path | None, *, everything: boo
     schema = output.schema if output.parts else found.schema
     if schema is not None and not everything:
         _log.warning(
-            "%s: is not finished; read are the %s rows of its %s published parts, and %s answered "
-            "rows of others. See `batchrank status`.",
+            "%s: is not finished; this reads the %s rows of its %s published parts, and %s "
+            "answered rows of other parts. See `batchrank status`.",
             output.folder,
             f"{output.rows:,}",
             f"{len(output.parts):,}",

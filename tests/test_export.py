@@ -199,7 +199,7 @@ def test_an_unfinished_run_gives_what_is_published_and_says_so(
     assert done.returncode == 0 and parts >= 2
     tags = [line.split()[-1] for line in done.stdout.splitlines()]
     assert tags.count("batchrank") % 15 == 0 and tags.count("batchrank") >= 30
-    assert done.stderr.startswith(f"batchrank: {out}: is not finished; read are the ")
+    assert done.stderr.startswith(f"batchrank: {out}: is not finished; this reads the ")
 
 
 def written_text(path: Path, text: str) -> Path:

@@ -116,6 +116,7 @@ def test_the_command_says_it_in_words_and_json(tmp_path: Path) -> None:
     columns = {"row": [0], "results": pa.array([[*result, blank]], RESULTS)}
     out = tmp_path / "out"
     written(out / "part-00000.parquet", pa.table(columns))
+    (out / "_SUCCESS").touch()
     shown = inside("evaluate", out)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout == (

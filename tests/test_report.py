@@ -71,7 +71,7 @@ def reported(out: Path, *more: object) -> str:
     """The page that the command makes of an output, where it says it is."""
     done = inside("report", out, *more)
     assert done.returncode == 0
-    assert done.stderr == "" or ": is not finished; read are the " in done.stderr
+    assert done.stderr == "" or ": is not finished; this reads the " in done.stderr
     return Path(done.stdout.removesuffix("\n")).read_text("utf-8")
 
 

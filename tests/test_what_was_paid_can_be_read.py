@@ -115,8 +115,8 @@ def test_the_command_says_what_it_reads(stopped: tuple[Path, Path]) -> None:
     done = inside("export", out, "--format", "jsonl")
     count = len(done.stdout.splitlines())
     assert done.stderr == (
-        f"batchrank: {out}: is not finished; read are the 0 rows of its 0 published parts, and "
-        f"{count} answered rows of others. See `batchrank status`.\n"
+        f"batchrank: {out}: is not finished; this reads the 0 rows of its 0 published parts, "
+        f"and {count} answered rows of other parts. See `batchrank status`.\n"
     )
 
 
