@@ -200,6 +200,14 @@ def test_a_run_knows_what_it_left_out_even_where_its_best_are_the_first(
     found = evaluate(firsts, judgments(tmp_path, qrels))
     assert (found.top_n, found.before) == (1, {})
     assert moved(firsts).kendall_tau is None
+    page = Path(inside("report", firsts).stdout.strip()).read_text("utf-8")
+    for name, figure in (
+        ("places moved, mean", "unknown"),
+        ("Kendall&#x27;s tau with the input order", "unknown"),
+        ("rows with others in the first 10", "an unknown share"),
+        ("candidates of a row in the output, by top_n", "1"),
+    ):
+        assert f"{name}</th><td>{figure}</td>" in page
     score(server, source, tmp_path / "all", output={"top_n": 2})
     assert evaluate(tmp_path / "all", judgments(tmp_path, qrels)).top_n == 0
 
