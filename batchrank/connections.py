@@ -3,7 +3,9 @@
 aiohttp takes whatever arrives on a connection for the answer to the request written last. A server
 that answers twice, or too late, would so give a row its neighbour's scores. Here bytes that no
 request asked for close their connection: while it waits in the pool, and between its choice and the
-first byte of a request, when they may still be unread in the socket.
+first byte of a request, when they may still be unread in the socket. An answer that comes twice may
+also arrive while the next request is under way: one that equals an earlier answer of its connection
+waits a moment for another to follow.
 
 This module does not know what a request or an answer means.
 """
@@ -18,12 +20,20 @@ import aiohttp
 from aiohttp import hdrs
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.client_proto import ResponseHandler
+from xxhash import xxh3_64_intdigest
 
 MOST_BEFORE_HEAD = 64 * 1024
 """Bytes that may come before an answer's head is whole, interim answers (`100 Continue`) included.
 aiohttp itself reads those without end."""
 
+_ANSWERS_KNOWN = 128
+"""Answers that a connection knows again: those of a tenth of a second from a fast server."""
+_LEAST_DOUBT_SECONDS = 0.05
+_MOST_FALSE_ALARMS = 20
+"""Equal answers to different requests, after which they are taken to be the server's nature."""
+
 _PIECE = 1 << 20
+_GOOD = b"HTTP/1.1 200"
 _NOT_FOR_A_PROXY = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING)
 
 _log = logging.getLogger(__name__)
@@ -37,11 +47,24 @@ class EndlessHead(aiohttp.ClientError):
     """More came before an answer's head than any head needs."""
 
 
+class Doubts:
+    """How often an answer that equalled an earlier one was right all the same."""
+
+    def __init__(self) -> None:
+        self.false_alarms = 0
+
+
 class GuardedProtocol(ResponseHandler):
     """aiohttp's client protocol, which reads an answer only after a request was written."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, doubts: Doubts) -> None:
         super().__init__(loop)
+        self._doubts = doubts
+        self._answers: dict[int, None] = {}
+        self._digest = 0
+        self._asked_at = self._slowest_seconds = 0.0
+        self._doubted: bytes | None = None
+        self._doubt: asyncio.TimerHandle | None = None
         self._awaits_answer = False
         self._was_used = False
         self._came_early = False
@@ -62,6 +85,7 @@ class GuardedProtocol(ResponseHandler):
             self._close_for("bytes or an end came before a request was written")
             return False
         self._awaits_answer, self._has_head, self._bytes_before_head = True, False, 0
+        self._asked_at = self._loop.time()
         return True
 
     def data_received(self, data: bytes) -> None:
@@ -71,11 +95,18 @@ class GuardedProtocol(ResponseHandler):
                 return
             self._came_early = True  # unless this is a proxy's answer to CONNECT
         if self._has_head:
+            self._digest = 0  # it comes in pieces
             super().data_received(data)
         else:
+            if self._awaits_answer and not self._bytes_before_head:
+                data = self._sift(data)
             self._receive_head(data)
         if self._awaits_answer and self._has_head and self._payload_is_whole():
-            self._awaits_answer, self._was_used = False, True
+            self._end_answer()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._take_doubted()
+        super().connection_lost(exc)
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         """Take a message from the parser: the answer's, and no interim or second one."""
@@ -99,6 +130,56 @@ class GuardedProtocol(ResponseHandler):
             self.set_exception(EndlessHead())
             self._close_for("no end of what comes before the answer")
 
+    def _sift(self, data: bytes) -> bytes:
+        """Leave earlier answers out of the first bytes after a request. What equals one, and has
+        nothing behind it, is put aside: it is taken where nothing follows for twice as long as any
+        answer has taken.
+        """
+        if self._doubted is not None or data.find(_GOOD, 1) > 0:
+            data = self._pass_over_repeats(data)
+        self._slowest_seconds = max(self._slowest_seconds, self._loop.time() - self._asked_at)
+        self._digest = xxh3_64_intdigest(data) if data.startswith(_GOOD) else 0
+        if self._digest not in self._answers or self._doubts.false_alarms >= _MOST_FALSE_ALARMS:
+            return data
+        self._doubted = data
+        seconds = _LEAST_DOUBT_SECONDS + 2 * self._slowest_seconds
+        self._doubt = self._loop.call_later(seconds, self._take_doubted)
+        return b""
+
+    def _pass_over_repeats(self, data: bytes) -> bytes:
+        """Drop what was put aside, since more has come, and earlier answers before the last."""
+        is_repeated = self._stop_doubting() is not None
+        while (end := data.find(_GOOD, 1)) > 0 and xxh3_64_intdigest(data[:end]) in self._answers:
+            data, is_repeated = data[end:], True
+        if is_repeated:
+            self._doubts.false_alarms = 0
+            self.force_close()
+            _log.debug("an answer that came twice was passed over")
+        return data
+
+    def _stop_doubting(self) -> bytes | None:
+        """Forget the answer that was put aside, and return it."""
+        if self._doubt is not None:
+            self._doubt.cancel()
+        data, self._doubted, self._doubt = self._doubted, None, None
+        return data
+
+    def _take_doubted(self) -> None:
+        """Take the answer that was put aside, since no other came."""
+        data = self._stop_doubting()
+        if data is not None:
+            self._doubts.false_alarms += 1
+            self._receive_head(data)
+            if self._has_head and self._payload_is_whole():
+                self._end_answer()
+
+    def _end_answer(self) -> None:
+        self._awaits_answer, self._was_used = False, True
+        if self._digest:
+            self._answers[self._digest] = None
+            if len(self._answers) > _ANSWERS_KNOWN:
+                del self._answers[next(iter(self._answers))]
+
     def _payload_is_whole(self) -> bool:
         return self._payload is not None and self._payload.is_eof()
 
@@ -117,6 +198,7 @@ class GuardedProtocol(ResponseHandler):
     def _close_for(self, reason: str) -> None:
         """Close the connection. An answer that is whole can still be read."""
         _log.debug("a connection was closed: %s", reason)
+        self._stop_doubting()
         self._awaits_answer, self._was_used = False, True
         self.force_close()
         if self.transport is not None:
@@ -130,7 +212,7 @@ class GuardedConnector(aiohttp.TCPConnector):
 
     def __init__(self, *, limit: int, keepalive_timeout: float) -> None:
         super().__init__(limit=limit, keepalive_timeout=keepalive_timeout)
-        self._factory = partial(GuardedProtocol, loop=self._loop)  # type: ignore[assignment]
+        self._factory = partial(GuardedProtocol, self._loop, Doubts())  # type: ignore[assignment]
 
     def _update_proxy_auth_header_and_build_proxy_req(
         self, req: aiohttp.ClientRequest

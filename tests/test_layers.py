@@ -57,7 +57,7 @@ DOORS = {
     "click": {"cli", "options", "serve", "coordinate", "printing"},
     "rich": {"progress"},
     "gigatoken": {"tokens", "server.weighing"},
-    "xxhash": {"digests", "answer_rows", "pairs", "reuse", "score_table"},
+    "xxhash": {"connections", "digests", "answer_rows", "pairs", "reuse", "score_table"},
     "pytrec_eval": {"evaluation"},
     "tomllib": {"config"},
 }

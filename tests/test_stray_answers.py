@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-import time
+from random import Random
+from threading import Event
 
 import pytest
 from raw_server import Peer, RawServer, Serve, http, raw_server, raw_server_beside
@@ -136,6 +137,7 @@ def test_the_beginning_of_a_second_answer_is_never_put_before_the_next() -> None
 
 def test_a_stray_that_lies_unread_in_the_socket_is_found_before_a_request_is_written() -> None:
     """The client's loop is busy with something else while the stray answer arrives."""
+    arrived = Event()
 
     async def serve(peer: Peer) -> None:
         while True:
@@ -143,13 +145,15 @@ def test_a_stray_that_lies_unread_in_the_socket_is_found_before_a_request_is_wri
             peer.say(answer(number_in(body)))
             await asyncio.sleep(0.01)
             peer.say(answer(number_in(body) + 1000))
+            arrived.set()
 
     async def ask_and_sleep(server: RawServer) -> list[Exchange]:
         found = []
         async with connected(server.url, {}, timeout_seconds=5, max_in_flight=1) as transport:
             for number in ASKED:
                 found.append(await transport.exchange(json.dumps({"number": number}).encode(), 1))
-                time.sleep(0.03)  # nothing that arrives is read meanwhile
+                assert arrived.wait(10)  # and nothing is read meanwhile
+                arrived.clear()
         return found
 
     with raw_server_beside(serve) as server:
@@ -209,3 +213,71 @@ def test_interim_answers_without_end_are_cut_off() -> None:
     found = asyncio.run(run())
     assert found == Unanswered("no answer within the first 65,536 bytes", sent=True)
     assert sent < 30_000_000  # what the sockets hold, and not what a time-out lasts for
+
+
+# While the next request is under way
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_answer_that_comes_twice_is_never_given_to_a_later_request(seed: int) -> None:
+    """At full speed: hundreds of requests are under way when the others' answers come again."""
+    random, rows = Random(seed), 600
+    twice = 0
+
+    async def serve(peer: Peer) -> None:
+        nonlocal twice
+        loop = asyncio.get_running_loop()
+        while True:
+            _, body = await peer.read_request()
+            await asyncio.sleep(random.uniform(0, 0.01))
+            peer.say(answer(number_in(body)))
+            if random.random() < 0.5:
+                loop.call_later(random.uniform(0, 0.1), peer.say, answer(number_in(body)))
+                twice += 1
+
+    async def run() -> list[Exchange]:
+        async with (
+            raw_server(serve) as server,
+            connected(server.url, {}, timeout_seconds=5, max_in_flight=8) as transport,
+        ):
+            room = asyncio.Semaphore(8)
+
+            async def one(number: int) -> Exchange:
+                async with room:
+                    return await transport.exchange(json.dumps({"number": number}).encode(), 1)
+
+            return await asyncio.gather(*map(one, range(rows)))
+
+    found = asyncio.run(run())
+    wrong = [
+        number
+        for number, one in enumerate(found)
+        if isinstance(one, Answered) and number_in(one.body) != number
+    ]
+    assert twice > rows / 3
+    assert not wrong
+    assert all(isinstance(one, Answered) for one in found)
+
+
+def test_a_server_whose_answers_are_all_alike_is_believed() -> None:
+    served = 0
+
+    async def serve(peer: Peer) -> None:
+        nonlocal served
+        while True:
+            await peer.read_request()
+            served += 1
+            peer.say(http({"number": 1}))
+
+    async def run() -> int:
+        async with (
+            raw_server(serve) as server,
+            connected(server.url, {}, timeout_seconds=5, max_in_flight=4) as transport,
+        ):
+            for _ in range(500):
+                found = await transport.exchange(b"{}", 1)
+                assert isinstance(found, Answered) and number_in(found.body) == 1
+            return server.connections
+
+    assert asyncio.run(run()) == 1
+    assert served == 500
