@@ -137,13 +137,15 @@ class GuardedProtocol(ResponseHandler):
         """
         if self._doubted is not None or data.find(_GOOD, 1) > 0:
             data = self._pass_over_repeats(data)
-        self._slowest_seconds = max(self._slowest_seconds, self._loop.time() - self._asked_at)
+        seconds = self._loop.time() - self._asked_at
+        if seconds > self._slowest_seconds:
+            self._slowest_seconds = seconds
         self._digest = xxh3_64_intdigest(data) if data.startswith(_GOOD) else 0
         if self._digest not in self._answers or self._doubts.false_alarms >= _MOST_FALSE_ALARMS:
             return data
         self._doubted = data
-        seconds = _LEAST_DOUBT_SECONDS + 2 * self._slowest_seconds
-        self._doubt = self._loop.call_later(seconds, self._take_doubted)
+        patience = _LEAST_DOUBT_SECONDS + 2 * self._slowest_seconds
+        self._doubt = self._loop.call_later(patience, self._take_doubted)
         return b""
 
     def _pass_over_repeats(self, data: bytes) -> bytes:

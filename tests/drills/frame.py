@@ -121,7 +121,9 @@ def environment() -> dict[str, str]:
     return {"PYTHONDONTWRITEBYTECODE": "1", **build}
 
 
-def begun(arguments: Sequence[object], *, under: Sequence[object] = ()) -> "subprocess.Popen[str]":
+def begun(
+    arguments: Sequence[object], *, under: Sequence[object] = (), **variables: str
+) -> "subprocess.Popen[str]":
     """The command begun, under another (strace, prlimit) if given, its output collected."""
     return subprocess.Popen(
         [*map(str, under), *PROGRAM, *map(str, arguments)],
@@ -129,7 +131,7 @@ def begun(arguments: Sequence[object], *, under: Sequence[object] = ()) -> "subp
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=clean(**environment()),
+        env=clean(**environment(), **variables),
     )
 
 
