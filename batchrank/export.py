@@ -20,6 +20,14 @@ from batchrank.errors import InputBad, StorageFailed
 from batchrank.output import Output, check_place, long, opened
 from batchrank.places import Place
 from batchrank.sink import sync_folder
+from batchrank.text_form import (
+    as_text,
+    has_json_form,
+    has_text_form,
+    is_bytes,
+    is_written_as_text,
+    plain_array,
+)
 
 TAG = "batchrank"
 TAG_UNPUBLISHED = "batchrank-unpublished"
@@ -84,10 +92,16 @@ def _write(output: Output, form: str, stream: IO[bytes]) -> None:
 
 
 def _write_parquet(output: Output, stream: IO[bytes]) -> None:
-    schema = _pairs(_empty(output), output, True).schema
-    with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
-        for published, batch in output.marked_batches([output.identity, "results"]):
-            writer.write_table(_pairs(batch, output, published))
+def _write_parquet(output: Output, stream: IO[bytes]) -> None:
+    batches = output.marked_batches([output.identity, "results"])
+    tables = (_pairs(batch, output, published) for published, batch in batches)
+    first = next(tables, None)
+    if first is None:
+        first = _pairs(_empty(output), output, True)
+    with pq.ParquetWriter(stream, first.schema, compression="zstd") as writer:
+        writer.write_table(first)
+        for table in tables:
+            writer.write_table(table.cast(first.schema))
 
 
 def _pairs(batch: pa.RecordBatch, output: Output, published: bool) -> pa.Table:
@@ -125,14 +139,13 @@ def _trec(pairs: pa.Table, output: Output, tag: str) -> pl.DataFrame:
 
 def _named(pairs: pa.Table, output: Output) -> pa.Table:
     """The pairs with their query ids as text."""
-    try:
-        return pairs.set_column(0, "query_id", pairs["query_id"].cast(pa.string()))
-    except pa.ArrowException as error:
-        kind = output.schema.field(0).type
+    ids = pairs.column(0).combine_chunks()
+    if not has_text_form(ids.type):
         raise InputBad(
-            f"{output.folder}: column {output.identity!r} is {kind}, which cannot be written as "
-            "text. Use --format jsonl, or pairs with -o FILE.parquet."
-        ) from error
+            f"{output.folder}: column {output.identity!r} is {ids.type}, which cannot be written "
+            "as text. Use --format jsonl, or pairs with -o FILE.parquet."
+        )
+    return pairs.set_column(0, "query_id", as_text(ids))
 
 
 def _check_ids(name: str, ids: pa.ChunkedArray, output: Output) -> None:
@@ -146,15 +159,24 @@ def _check_ids(name: str, ids: pa.ChunkedArray, output: Output) -> None:
 
 
 def _json_lines(batch: pa.Table) -> pl.DataFrame:
-    """All columns; bytes, for which JSON has no form, as base64."""
-    frame = pl.DataFrame(batch)
+    """All columns. What JSON has no form for is text, as in the other forms; bytes that are no id
+    are base64.
+    """
+    columns = [column.combine_chunks() for column in batch.columns]
+    written = [
+        as_text(column)
+        if is_written_as_text(column.type) and not (place and is_bytes(column.type))
+        else plain_array(column)
+        for place, column in enumerate(columns)
+    ]
+    frame = pl.DataFrame(pa.table(written, batch.column_names))
     return frame.with_columns(pl.selectors.binary().bin.encode("base64"))
 
 
 def _check_types(schema: pa.Schema, out: Place) -> None:
     """Bytes inside of lists or structs have no form in JSON that the writer knows."""
     for field in schema:
-        if pa.types.is_nested(field.type) and "binary" in str(field.type):
+        if pa.types.is_nested(field.type) and not has_json_form(field.type):
             raise InputBad(
                 f"{out}: column {field.name!r} is {field.type}, which has no form in JSON. "
                 "Use --format pairs, or read the parts."

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from batchrank.movement import Movement, Moves
 from batchrank.output import Depth, opened, score_range, scored
 from batchrank.places import Place
+from batchrank.text_form import shown, takeable
 
 FINE = 1000
 """Steps of a histogram: a quantile is known to a thousandth of the scores' range."""
@@ -87,12 +88,13 @@ def findings(out: Place, state_dir: Path | None = None) -> Findings:
 
 
 def _count_reasons(reasons: dict[str, Reason], batch: pa.RecordBatch, identity: str) -> None:
-    failed = batch.filter(batch.column("error").is_valid())
-    ids = failed.column(identity)
+    wrong = batch.column("error").is_valid()
+    ids = shown(takeable(batch.column(identity)).filter(wrong))
+    failed = batch.select(["error"]).filter(wrong)
     for place, error in enumerate(failed.column("error").to_pylist()):
         for text in {_DOCUMENTS.sub("document n", part) for part in error.split("; ")}:
             if text not in reasons and len(reasons) >= _REASONS:
                 text = "other reasons"
             reason = reasons.setdefault(text, Reason(text=text, rows=0, first=""))
             reason.rows += 1
-            reason.first = reason.first or str(ids[place].as_py())
+            reason.first = reason.first or ids[place]

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batchrank import job
 from batchrank.config import JobConfig, check_known, load, sections_of
@@ -31,6 +32,7 @@ from batchrank.progress import bar
 from batchrank.report import Receipt
 from batchrank.signals import heard
 from batchrank.sink import OPEN
+from batchrank.text_form import as_text, has_text_form, is_known_to_polars, shown
 
 Configuration = JobConfig | Mapping[str, Any] | str | Path | None
 """A TOML file's path, its sections as a mapping, or what `batchrank.config.load` returns."""
@@ -203,15 +205,33 @@ def _path(source: Any, folder: Path, name: str) -> str:
         )
     path = folder / f"{name}.parquet"
     try:
-        pl.DataFrame(source).write_parquet(path, row_group_size=10_000)
-    except (pl.exceptions.PolarsError, OSError, ValueError, TypeError) as error:
+        if isinstance(source, pa.Table) and not all(map(is_known_to_polars, source.schema.types)):
+            pq.write_table(source, path, row_group_size=10_000)
+        else:
+            pl.DataFrame(source).write_parquet(path, row_group_size=10_000)
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise InputBad(f"{type(source).__name__}: cannot be read: {plain(error)}") from error
     return str(path)
 
 
 def _output(folder: Place, receipt: Receipt) -> pl.DataFrame:
-    files = [BytesIO((folder / part.name).read_bytes()) for part in receipt.parts]
-    return pl.concat([pl.read_parquet(file) for file in files])
+    return pl.concat([_frame((folder / part.name).read_bytes()) for part in receipt.parts])
+
+
+def _frame(part: bytes) -> pl.DataFrame:
+    if all(map(is_known_to_polars, pq.read_schema(BytesIO(part)).types)):
+        return pl.read_parquet(BytesIO(part))
+    return _readable(pq.read_table(BytesIO(part)))
+
+
+def _readable(table: pa.Table) -> pl.DataFrame:
+    """A frame of a table; columns that polars has no type for are text."""
+    for at, field in enumerate(table.schema):
+        if not is_known_to_polars(field.type):
+            column = table.column(at).combine_chunks()
+            text = as_text(column) if has_text_form(field.type) else pa.array(shown(column))
+            table = table.set_column(at, field.name, text)
+    return pl.DataFrame(table)
 
 
 def _bought(folder: Place, receipt: Receipt) -> pl.DataFrame:
@@ -220,7 +240,7 @@ def _bought(folder: Place, receipt: Receipt) -> pl.DataFrame:
     """
     output = opened(folder, everything=True)
     batches = [batch for _, batch in output.marked_batches(everything=True)]
-    rows = pl.DataFrame(pa.Table.from_batches(batches))
+    rows = _readable(pa.Table.from_batches(batches))
     left = rows.filter(pl.col("status") == OPEN).height
     words = f'{left:,} of {len(rows):,} rows lack an answer (status "open")'
     if receipt.exit_code == ExitCode.BOUND_REACHED:

@@ -14,7 +14,7 @@ from pyarrow import types
 
 from batchrank.errors import InputBad
 from batchrank.input_file import InputFile
-from batchrank.text_form import is_string, plain_array, plain_type
+from batchrank.text_form import is_bytes, is_string, plain_array, plain_type
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -116,12 +116,6 @@ def one_type(kinds: Sequence[pa.DataType]) -> pa.DataType | None:
     return None
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(
-        types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
-    )
-
-
 _FAMILIES = (
     types.is_integer,
     types.is_floating,
@@ -131,7 +125,7 @@ _FAMILIES = (
     types.is_timestamp,
     types.is_duration,
     types.is_nested,
-    _is_bytes,
+    is_bytes,
 )
 
 

@@ -22,6 +22,7 @@ from batchrank.places import Place, is_same
 from batchrank.places import opened as opened_file
 from batchrank.receipt import FORMER_RECEIPT, RECEIPT, read_receipt
 from batchrank.sink import OPEN, RESULT, SUCCESS, read_counts
+from batchrank.text_form import takeable
 
 if TYPE_CHECKING:  # what plans an input again takes a second to load; only some outputs need it
     from batchrank.unpublished import Unpublished
@@ -200,7 +201,7 @@ def long(batch: pa.RecordBatch, identity: str) -> pa.Table:
     """A line per candidate: query_id, doc_id, index, rank, relevance_score."""
     results = batch.column("results")
     row_of = pc.list_parent_indices(results)
-    columns = [batch.column(identity).take(row_of), *results.flatten().flatten()]
+    columns = [takeable(batch.column(identity)).take(row_of), *results.flatten().flatten()]
     return pa.table(columns, names=["query_id", *(field.name for field in RESULT)])
 
 

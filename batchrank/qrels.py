@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchrank.errors import InputBad, InputMissing
-from batchrank.text_form import as_text
+from batchrank.text_form import as_text, is_known_to_polars
 from batchrank.text_lines import read_lines, split_columns, unpacked
 from batchrank.utf8 import find_invalid_row, is_utf8
 
@@ -79,6 +79,8 @@ def _parquet(path: Path, content: bytes) -> pl.DataFrame:
         row = find_invalid_row(column)
         if row is not None:
             raise InputBad(f"{path}, row {row + 1:,}: column {name!r} is not UTF-8.")
+    if not is_known_to_polars(columns[2].type):
+        raise InputBad(f"{path}: {names[2]} is {columns[2].type}; {_EXPECTED}.")
     grades = pl.Series(columns[2])
     whole = grades.cast(pl.Int64)
     if any(column.null_count for column in columns) or (whole != grades).any():

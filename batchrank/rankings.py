@@ -59,9 +59,9 @@ def read_rankings(out: Place, judged: Collection[str], state_dir: Path | None = 
         depth.add(batch)
         ids.append(query_ids(batch.column(output.identity)))
         chosen = ids[-1].is_in(wanted).fill_null(False).arg_true()
-        rows = batch.take(chosen.to_arrow())
+        results = batch.column("results").take(chosen.to_arrow())
         names = ids[-1].gather(chosen).to_list()
-        for query, ranking in zip(names, _rankings(rows.column("results")), strict=True):
+        for query, ranking in zip(names, _rankings(results), strict=True):
             if query in by_query:
                 raise OutputUnusable(
                     f"{out}: query {query!r} has several rows, and judgments are of one list a "

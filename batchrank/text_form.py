@@ -27,6 +27,10 @@ _OTHERS = (
 )
 
 
+_ZEROS = ((r"(\.[0-9]*[1-9])0+(Z?)$", r"\1\2"), (r"\.0+(Z?)$", r"\1"))
+"""A second is the same one in whatever unit it is stored: without the zeros of its fraction."""
+
+
 def is_string(kind: pa.DataType) -> bool:
     """Whether values of a type are strings, however they lie in memory."""
     return any(is_one(plain_type(kind)) for is_one in _TEXTS)
@@ -60,6 +64,50 @@ def plain_array(column: pa.Array) -> pa.Array:
             return column
 
 
+def is_known_to_polars(kind: pa.DataType) -> bool:
+    """Whether polars has a type for these values. It ends with a panic on decimals of 256 bits, and
+    takes a UUID for bytes.
+    """
+    if types.is_nested(kind):
+        return all(is_known_to_polars(kind.field(at).type) for at in range(kind.num_fields))
+    kind = plain_type(kind)
+    return not (types.is_decimal256(kind) or _is_uuid(kind))
+
+
+def has_json_form(kind: pa.DataType) -> bool:
+    """Whether polars writes values of this type into JSON: bytes within lists or structs it does
+    not.
+    """
+    if types.is_nested(kind):
+        return all(has_json_form(kind.field(at).type) for at in range(kind.num_fields))
+    return is_known_to_polars(kind) and not is_bytes(plain_type(kind))
+
+
+def is_written_as_text(kind: pa.DataType) -> bool:
+    """Whether JSON has no form of its own for a type of ids, so that it gets the one of text."""
+    kind = plain_type(kind)
+    return has_text_form(kind) and not (
+        types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_boolean(kind)
+        or types.is_null(kind)
+    )
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether values of a type are bytes, however they lie in memory."""
+    return any(is_one(kind) for is_one in _BYTES)
+
+
+def takeable(column: pa.Array) -> pa.Array:
+    """A column of which rows can be taken: Arrow cannot yet take any of a view."""
+    if types.is_string_view(column.type):
+        return column.cast(pa.large_string())
+    if types.is_binary_view(column.type):
+        return column.cast(pa.large_binary())
+    return column
+
+
 def as_text(column: pa.Array) -> pa.Array:
     """The text form of each value, as a column of strings; null where there is none.
 
@@ -69,16 +117,24 @@ def as_text(column: pa.Array) -> pa.Array:
     kind = column.type
     if _is_uuid(kind):
         return pa.array([_text(value) for value in column.to_pylist()], pa.string())
-    if any(is_one(kind) for is_one in _BYTES):
+    if is_bytes(kind):
         values = column.to_pylist()
         return pa.array([None if value is None else value.hex() for value in values], pa.string())
-    if types.is_timestamp(kind):
-        if kind.tz is not None:
-            column = column.cast(pa.timestamp(kind.unit, "UTC"))
-        return pc.replace_substring(column.cast(pa.string()), " ", "T")
+    if types.is_timestamp(kind) and kind.tz is not None:
+        column = column.cast(pa.timestamp(kind.unit, "UTC"))
+    if types.is_timestamp(kind) or types.is_time(kind):
+        text = pc.replace_substring(column.cast(pa.string()), " ", "T")
+        for digits in _ZEROS:
+            text = pc.replace_substring_regex(text, *digits)
+        return text
     text = column.cast(pa.string())
     text.validate(full=True)
     return text
+
+
+def shown(ids: pa.Array) -> list[str]:
+    """Ids for a person to read, of whatever type."""
+    return [str(one) for one in (as_text(ids) if has_text_form(ids.type) else ids).to_pylist()]
 
 
 def _text(value: object) -> str | None:

@@ -14,6 +14,7 @@ from batchrank.input_columns import InputColumns
 from batchrank.input_file import InputFile
 from batchrank.schema import check_once
 from batchrank.source import FileIdentity, footer, open_parquet
+from batchrank.text_form import takeable
 from batchrank.text_lines import (
     read_lines,
     split_columns,
@@ -191,13 +192,8 @@ def _parquet_batches(path: InputFile, names: list[str], first: int) -> Iterator[
 
 
 def _movable(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Views as plain columns: Arrow cannot yet pick rows of a view (see `grouped.first_lines`)."""
-    plain_of = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
-    for at, field in enumerate(batch.schema):
-        if field.type in plain_of:
-            column = batch.column(at).cast(plain_of[field.type])
-            batch = batch.set_column(at, field.name, column)
-    return batch
+    """A batch of which rows can be taken (see `grouped.first_lines`)."""
+    return pa.RecordBatch.from_arrays(list(map(takeable, batch.columns)), batch.schema.names)
 
 
 def _group_batches(
