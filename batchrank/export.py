@@ -92,7 +92,6 @@ def _write(output: Output, form: str, stream: IO[bytes]) -> None:
 
 
 def _write_parquet(output: Output, stream: IO[bytes]) -> None:
-def _write_parquet(output: Output, stream: IO[bytes]) -> None:
     batches = output.marked_batches([output.identity, "results"])
     tables = (_pairs(batch, output, published) for published, batch in batches)
     first = next(tables, None)
