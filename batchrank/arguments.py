@@ -10,8 +10,9 @@ from fnmatch import fnmatch
 from glob import escape, glob, has_magic
 from pathlib import Path, PurePath
 
-from batchrank.errors import InputMissing
+from batchrank.errors import InputMissing, StorageFailed
 from batchrank.folders import check_entered, check_file, files_below, is_hidden
+from batchrank.input_file import AGAIN
 from batchrank.places import Place, Remote, place
 from batchrank.tables import check_above, check_folder, check_listed
 
@@ -31,7 +32,7 @@ def found(argument: str, suffixes: Sequence[str], marks: Sequence[str]) -> list[
     try:
         if path.is_dir():
             return _files_of_folder(path, suffixes, marks)
-        if not os.path.lexists(path):
+        if not _is_there(path):
             if not has_magic(argument):
                 raise InputMissing(f"{argument}: no such file or folder.")
             pattern = _pattern(path)
@@ -44,6 +45,8 @@ def found(argument: str, suffixes: Sequence[str], marks: Sequence[str]) -> list[
             return _files_of_hits(argument, files, folders, suffixes, marks)
         return _checked([path])
     except OSError as error:
+        if error.errno in AGAIN:
+            raise StorageFailed(f"{_shown(argument)}: cannot be read: {error.strerror}.") from error
         raise InputMissing(f"{_shown(argument)}: {error.strerror}.") from error
     except ValueError as error:  # a zero byte, which no path has
         raise InputMissing(f"{argument!r}: {error}.") from error
@@ -53,6 +56,15 @@ def _pattern(path: Path) -> Path:
     """The pattern, in which the folder that is there as it is named is no pattern."""
     there = next((parent for parent in path.parents if parent.is_dir()), Path())
     return Path(escape(str(there))) / path.relative_to(there)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something of this name; `os.path.lexists` takes any error for no."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _remote_files(argument: str, suffixes: Sequence[str], marks: Sequence[str]) -> list[Place]:

@@ -174,7 +174,16 @@ class InputFile:
         )
 
 
-def unreadable(place: Place, error: Exception) -> BatchrankError:
+@contextmanager
+def looking_at(argument: object) -> Iterator[None]:
+    """Say what an error means while files are looked for and not yet opened."""
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(argument, error) from error
+
+
+def unreadable(place: object, error: Exception) -> BatchrankError:
     """Say whether a file that cannot be read is damaged, or out of reach for the moment."""
     again = isinstance(error, OSError) and (isinstance(place, Remote) or error.errno in AGAIN)
     return (StorageFailed if again else InputBad)(f"{place}: cannot be read: {plain(error)}")

@@ -21,7 +21,7 @@ from batchrank.arguments import found
 from batchrank.candidates import Candidates
 from batchrank.errors import InputBad
 from batchrank.input_columns import InputColumns
-from batchrank.input_file import InputFile, unreadable
+from batchrank.input_file import InputFile, looking_at, unreadable
 from batchrank.places import Place, Remote, plain
 from batchrank.records import Row
 from batchrank.row_check import MOST_ROW_BYTES, RowChecker
@@ -259,10 +259,14 @@ def open_source(inputs: Sequence[str], columns: Columns) -> Source:
 
 def input_files(inputs: Sequence[str]) -> list[InputFile]:
     """The files that the arguments mean, each once."""
-    paths = [path for argument in inputs for path in found(argument, [".parquet"], (STATE, MARKER))]
+    paths: list[Place] = []
+    for argument in inputs:
+        with looking_at(argument):
+            paths += found(argument, [".parquet"], (STATE, MARKER))
     seen = set()
     for path in paths:
-        identity = _identity(path)
+        with looking_at(path):
+            identity = _identity(path)
         if identity in seen:
             raise InputBad(f"{path}: given twice; its rows would be scored and paid for twice.")
         seen.add(identity)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from batchrank.arguments import found
 from batchrank.errors import InputBad
-from batchrank.input_file import InputFile
+from batchrank.input_file import InputFile, looking_at
 from batchrank.schema import check_once, is_id, is_text
 from batchrank.shapes.hashes import Hashes, hashes, places_in
 from batchrank.shapes.lines import (
@@ -201,7 +201,8 @@ class Texts:
 
 def text_files(argument: str, ids: Sequence[str], texts: Sequence[str]) -> list[TextFile]:
     """The files of ids and texts that an argument means: a file, a folder's, or a pattern's."""
-    paths = [InputFile(path) for path in found(argument, SUFFIXES, (STATE, MARKER))]
+    with looking_at(argument):
+        paths = [InputFile(path) for path in found(argument, SUFFIXES, (STATE, MARKER))]
     return [TextFile(path, ids, texts) for path in paths]
 
 
