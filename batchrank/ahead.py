@@ -115,7 +115,7 @@ class Ahead:
                 return None
             raise InputBad(
                 f"row {row_of(plan.plan_id)} is not what it was when it was scored. "
-                "Choose a new output, or pass --restart."
+                "Give the input as it was, or choose a new output and --reuse this one."
             )
         return None if answer is None else answer.outcome
 

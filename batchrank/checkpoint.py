@@ -362,8 +362,8 @@ def _bring_up_to_date(database: sqlite3.Connection) -> None:
 
 def _damaged(path: Path) -> OutputUnusable:
     return OutputUnusable(
-        f"{path}: is damaged. The published parts are whole; to score the rest, choose a new "
-        "output, or pass --restart to begin this one again."
+        f"{path}: is damaged. The published parts are whole: choose a new output and --reuse this "
+        "one, to score the rest; --restart would throw the parts away too."
     )
 
 

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from batchrank import checkpoint
 from batchrank.errors import ConfigInvalid, InputBad, OutputUnusable, StorageFailed
 from batchrank.fingerprint import Fingerprint, check_limit
+from batchrank.losses import Agree, agree, count_losses
 from batchrank.places import Place, Remote
 from batchrank.providers import EMBEDDED_SCORER
 from batchrank.receipt import FILES, RECEIPT
@@ -29,6 +30,8 @@ PAIRS = "_pairs"
 _OUTPUT = "output"
 KEPT = frozenset({"lock", _OUTPUT})
 """Files of a state that a fresh start leaves: whose it is, and who is at work."""
+LAST_OF_ALL = "--restart would throw away what it holds"
+"""The advice that loses money comes last, if at all."""
 _log = logging.getLogger(__name__)
 
 
@@ -61,8 +64,10 @@ def state_of(out: Place, state_dir: Path | None, shard: Shard | None = None) -> 
 
 
 @contextmanager
-def claimed(out: Place, state: Path, fingerprint: Fingerprint, *, restart: bool) -> Iterator[Claim]:
-    """Hold an output folder for this run, new or resumed.
+def claimed(
+    out: Place, state: Path, fingerprint: Fingerprint, *, restart: bool, agree: Agree = agree
+) -> Iterator[Claim]:
+    """Hold an output folder for this run, new or resumed. A `restart` must `agree` to its losses.
 
     Raises `OutputUnusable` for a folder that is not a run's or is damaged, `TryLater` when another
     process has it, `InputBad` or `ConfigInvalid` when it was begun with another input or
@@ -79,6 +84,7 @@ def claimed(out: Place, state: Path, fingerprint: Fingerprint, *, restart: bool)
             out, elsewhere=elsewhere, restart=restart
         )  # shards began meanwhile
         if restart:
+            agree(count_losses(out.glob("part-*.parquet"), database, out))
             _clear(out, state)
         begun = checkpoint.read_fingerprint(database)
         if begun is None:
@@ -176,8 +182,8 @@ def _adopt(out: Place, marked: Fingerprint | None, fingerprint: Fingerprint) -> 
     """Parts without a state are kept if the output says that they are of this very run."""
     if marked is None:
         raise OutputUnusable(
-            f"{out}: has parts but not the state of their run ({STATE}/). Choose a new "
-            "output, or pass --restart to score everything again."
+            f"{out}: has parts but not the state of their run ({STATE}/). Is that elsewhere, pass "
+            f"its --state-dir; else choose a new output{_to_reuse(out)}."
         )
     check_same(out, marked, fingerprint)
     _log.warning(
@@ -200,6 +206,14 @@ def sync(out: Place, state: Path) -> None:
 
 _ADDED_SINCE = {"endpoint.unite_rows": False}
 """Keys that earlier versions did not know, and what these did."""
+
+_SCORING = frozenset(
+    {
+        *("endpoint.provider", "endpoint.model", "endpoint.instruct", "endpoint.scores_lists"),
+        *("endpoint.embedded", "endpoint.local_scorer", "limits.max_tokens_per_document"),
+    }
+)
+"""Keys that decide the score of a pair: under others an output's scores cannot be taken over."""
 
 _DISK = {5, 28, 122}
 """EIO, ENOSPC, EDQUOT."""
@@ -225,7 +239,8 @@ def decoded(begun: bytes, where: Place) -> Fingerprint:
         return msgspec.json.decode(begun, type=Fingerprint)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise OutputUnusable(
-            f"{where}: is damaged. Choose a new output, or pass --restart."
+            f"{where}: is damaged. Choose a new output, which can --reuse the parts of this one; "
+            f"{LAST_OF_ALL}."
         ) from error
 
 
@@ -233,11 +248,17 @@ def check_same(out: Place, begun: Fingerprint, now: Fingerprint) -> None:
     """Raises `InputBad` or `ConfigInvalid` where these are two runs, but for their shards and for
     more rows of the same input.
     """
-    advice = f"Choose a new output, or {'delete this one' if begun.shards else 'pass --restart'}."
+    last = "" if begun.shards else f"; {LAST_OF_ALL}"
+    advice = f"Give that input again, or choose a new output{_to_reuse(out)}{last}."
     _check_files(out, begun.files, now.files, advice)
     check_limit(out, begun, now)
     for name, value in now.config.items():
         before = begun.config.get(name, _ADDED_SINCE.get(name))
+        fits = "" if name in _SCORING else _to_reuse(out)
+        advice = (
+            "Give the -c and the options that it was begun with, or choose a new output"
+            f"{fits}{last}."
+        )
         if before != value and name == "--reuse":
             raise ConfigInvalid(f"{out}: {_reuse_words(before, value)} {advice}")
         if name == "endpoint.embedded" and before == (not value):
@@ -251,6 +272,12 @@ def check_same(out: Place, begun: Fingerprint, now: Fingerprint) -> None:
                 f"{out}: begun with {name} = {before!r}, now {value!r}, which would mix results. "
                 f"{advice}"
             )
+
+
+def _to_reuse(out: Place) -> str:
+    """How a new output takes over what this one has scored, where it can."""
+    has_pairs = any((out / PAIRS).glob("part-*"))
+    return " and --reuse this one to pay nothing twice" if has_pairs else ""
 
 
 def _reuse_words(before: str | None, now: str | None) -> str:

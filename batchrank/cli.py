@@ -16,7 +16,15 @@ from batchrank import __version__
 from batchrank.coordinate import coordinate
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed, escape
 from batchrank.logs import log, log_to_stderr
-from batchrank.options import SHARD, STATE_DIR, check_reuse, configured, load_options, reusing
+from batchrank.options import (
+    SHARD,
+    STATE_DIR,
+    ask_before_losses,
+    check_reuse,
+    configured,
+    load_options,
+    reusing,
+)
 from batchrank.process import rarely_collected, spare_memory, spare_threads
 from batchrank.serve import serve
 
@@ -84,8 +92,9 @@ def cli() -> None:
 @click.option(
     "--restart",
     is_flag=True,
-    help="Throw away what OUT holds of an earlier run, or of this shard.",
+    help="Throw away what OUT holds of an earlier run, or of this shard; asks before.",
 )
+@click.option("--yes", is_flag=True, help="With --restart: ask nothing.")
 @SHARD
 @click.option(
     "--coordinator",
@@ -112,6 +121,7 @@ def run(
     max_failed_rows: int,
     max_partial_rows: int | None,
     restart: bool,
+    yes: bool,
     retry_failed: bool,
     shard: "Shard | None",
     coordinator: str | None,
@@ -154,6 +164,7 @@ def run(
             reuse=[place(one) for one in reuse],
             reuse_rows_only=reuse_rows_only,
             restart=restart,
+            agree=ask_before_losses(out, yes=yes),
             retry_failed=retry_failed,
             limit_rows=limit or 0,
             min_rows=min_rows,
@@ -166,7 +177,7 @@ def run(
             priority_column=priority_column,
             coordinator=coordinator or coordinator_url(),
         )
-        with bar() as draw:
+        with bar(at_once=not restart) as draw:
 
             def watch(progress: Progress) -> None:
                 draw(progress)

@@ -8,6 +8,7 @@ be gone on with where `out` was given.
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
@@ -26,6 +27,7 @@ from batchrank.ending import Allowed
 from batchrank.ending import finish as finished
 from batchrank.errors import BatchrankError, ExitCode, InputBad
 from batchrank.logs import warnings_to_stderr
+from batchrank.losses import agree, refuse_losses
 from batchrank.output import opened
 from batchrank.places import Place, place, plain
 from batchrank.progress import bar
@@ -102,6 +104,7 @@ def run(
     reuse: str | Path | Sequence[str | Path] | None = None,
     reuse_rows_only: bool = False,
     restart: bool = False,
+    yes: bool = False,
     retry_failed: bool = False,
     limit_rows: int = 0,
     min_rows: int = 0,
@@ -116,6 +119,7 @@ def run(
 ) -> Receipt:
     """Score files into `out`, or go on where an earlier run stopped: `batchrank run` as a function.
 
+    `restart` throws away what `out` holds; it refuses that, and says what would go, without `yes`.
     `shard` (i, N): be the i-th of N workers on one `out`, counted from 0; see `finish`.
 
     Returns the receipt, whose `exit_code` and `message` say how the run ended. Raises
@@ -131,6 +135,7 @@ def run(
         reuse=_places(reuse),
         reuse_rows_only=reuse_rows_only,
         restart=restart,
+        agree=agree if yes else partial(refuse_losses, out=out),
         retry_failed=retry_failed,
         limit_rows=limit_rows,
         min_rows=min_rows,

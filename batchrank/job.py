@@ -122,8 +122,12 @@ def _claimed(
     request: Request, state: Path, fingerprint: Fingerprint, shard: Shard | None
 ) -> AbstractContextManager[Claim]:
     if shard is None:
-        return claimed(request.out, state, fingerprint, restart=request.restart)
-    return claimed_shard(request.out, shard, state, fingerprint, restart=request.restart)
+        return claimed(
+            request.out, state, fingerprint, restart=request.restart, agree=request.agree
+        )
+    return claimed_shard(
+        request.out, shard, state, fingerprint, restart=request.restart, agree=request.agree
+    )
 
 
 def _reused(

@@ -1,5 +1,6 @@
 """The options that `run` and `plan` share: those of the configuration, and what to read."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from batchrank.logs import log_to_stderr
 
 if TYPE_CHECKING:
     from batchrank.config import JobConfig
+    from batchrank.losses import Agree
     from batchrank.shards import Shard
 
 Options = dict[str, Any]
@@ -142,6 +144,23 @@ def reusing(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_REUSE):
         command = option(command)
     return command
+
+
+def ask_before_losses(out: str, *, yes: bool) -> "Agree":
+    """Return what asks on a terminal before a restart throws something away, unless `yes`."""
+    from batchrank.errors import OutputUnusable
+    from batchrank.losses import Losses, agree, refuse_losses
+
+    def ask(losses: Losses) -> None:
+        if losses.are_none:
+            return
+        if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+            refuse_losses(losses, out)
+        question = f"{out}: --restart throws away {losses}. Throw them away?"
+        if not click.confirm(question, err=True):
+            raise OutputUnusable(f"{out}: kept; nothing was thrown away or sent.")
+
+    return agree if yes else ask
 
 
 def check_reuse(reuse: Sequence[str], rows_only: bool) -> None:

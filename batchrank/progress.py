@@ -18,11 +18,14 @@ _LEAST_BAR, _MOST_BAR = 10, 60
 
 
 @contextmanager
-def bar(*, wanted: bool = True) -> Iterator[Callable[[Progress], None]]:
-    """Give a function to call with figures: it draws them, or does nothing where nobody looks."""
+def bar(*, wanted: bool = True, at_once: bool = True) -> Iterator[Callable[[Progress], None]]:
+    """Give a function to call with figures: it draws them, or does nothing where nobody looks.
+
+    Not `at_once`: draw nothing before the first figures, while somebody may be asked something.
+    """
     if wanted and _is_notebook():
-        with _in_notebook() as draw:
-            yield draw
+        with _in_notebook() as shown:
+            yield shown
         return
     if not wanted or sys.stderr is None or not sys.stderr.isatty():
         yield lambda progress: None
@@ -41,13 +44,19 @@ def bar(*, wanted: bool = True) -> Iterator[Callable[[Progress], None]]:
         width = console.width - len("^C")  # a terminal shows what is typed behind the last line
         return Text("\n".join(lines(latest, width, plain=plain)), overflow="fold")
 
-    with Live(get_renderable=drawn, console=console, transient=True, refresh_per_second=4):
+    live = Live(get_renderable=drawn, console=console, transient=True, refresh_per_second=4)
 
-        def draw(progress: Progress) -> None:
-            nonlocal latest
-            latest = progress
+    def draw(progress: Progress) -> None:
+        nonlocal latest
+        latest = progress
+        live.start()
 
+    try:
+        if at_once:
+            live.start()
         yield draw
+    finally:
+        live.stop()
 
 
 def lines(progress: Progress, width: int, *, plain: bool = False) -> list[str]:

@@ -61,8 +61,8 @@ def check_published_rows(
             if not _is_same(out / name, of_part, digests):
                 raise InputBad(
                     f"{out}: begun with another input ({', '.join(touched[:3])}: modified since, "
-                    f"and the rows of {name} are not what they were). Choose a new output, or pass "
-                    "--restart."
+                    f"and the rows of {name} are not what they were). Give that input again, or "
+                    "choose a new output and --reuse this one to pay nothing twice."
                 )
     return True
 

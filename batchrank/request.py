@@ -10,6 +10,7 @@ from batchrank.deadline import Deadline
 from batchrank.ending import Allowed
 from batchrank.errors import InputBad
 from batchrank.link import encode
+from batchrank.losses import Agree, agree
 from batchrank.places import Place
 from batchrank.planning import Planner
 from batchrank.schema import Columns
@@ -19,7 +20,7 @@ from batchrank.source import Source
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is asked besides its configuration. `limit_rows` 0: all rows. An input with fewer
     than `min_rows`, or none unless `allow_empty`, is refused. `shard` (i, N): do the i-th of N
-    workers' share, counted from 0.
+    workers' share, counted from 0. A `restart` must `agree` to what it throws away.
     """
 
     inputs: Sequence[str]
@@ -30,6 +31,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     reuse: Sequence[Place] = ()
     reuse_rows_only: bool = False
     restart: bool = False
+    agree: Agree = agree
     limit_rows: int = 0
     min_rows: int = 0
     allow_empty: bool = False

@@ -31,6 +31,7 @@ from batchrank.claim import (
 )
 from batchrank.errors import OutputUnusable
 from batchrank.fingerprint import Fingerprint, check_unites, is_larger
+from batchrank.losses import Agree, agree, count_losses
 from batchrank.places import Place, Remote
 from batchrank.receipt import RECEIPT, remove_receipt
 from batchrank.shards import Shard
@@ -71,7 +72,13 @@ def begun_of_finished(out: Place, state: Path) -> Fingerprint | None:
 
 @contextmanager
 def claimed_shard(
-    out: Place, shard: Shard, state: Path, fingerprint: Fingerprint, *, restart: bool
+    out: Place,
+    shard: Shard,
+    state: Path,
+    fingerprint: Fingerprint,
+    *,
+    restart: bool,
+    agree: Agree = agree,
 ) -> Iterator[Claim]:
     """Hold a shard of an output, new or resumed; as `claim.claimed`, whose exceptions it raises.
 
@@ -100,6 +107,7 @@ def claimed_shard(
             shard=shard,
         )
         if restart:
+            agree(count_losses(_own_parts(out, shard), claim.database, home))
             _clear(claim, shard)
         yield replace(claim, begun=_open(claim, shard, fingerprint, begun))
 

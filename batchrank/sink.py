@@ -219,6 +219,15 @@ def read_counts(metadata: Mapping[bytes, bytes] | None) -> PartCounts | None:
         return None
 
 
+def count_rows(part: Place) -> int:
+    """Return how many rows can be read of a part: none if it is damaged."""
+    try:
+        with opened(part) as file:
+            return int(pq.read_metadata(file).num_rows)
+    except (pa.ArrowException, OSError):
+        return 0
+
+
 def _counted(rows: Sequence[RowScores], top_n: int) -> PartCounts:
     statuses = [row.status for row in rows]
     return PartCounts(

@@ -120,7 +120,7 @@ def test_a_restarted_run_begins_today(server: Server, tmp_path: Path, where: str
     assert inside(*command).returncode == 0
     dated(out, FIRST)
     if where == "begun again":
-        assert inside(*command, "--restart").returncode == 0
+        assert inside(*command, "--restart", "--yes").returncode == 0
     else:
         out = tmp_path / "2"
         score(server, tmp_path / "1.parquet", out)

@@ -45,7 +45,7 @@ OPTIONS = {
     "run": [
         *SHARED,
         *("--output", "--max-cost", "--max-failed-rows", "--max-partial-rows"),
-        *("--restart", "--shard"),
+        *("--restart", "--yes", "--shard"),
     ],
     "finish": ["--max-failed-rows", "--max-partial-rows", "--json"],
     "plan": SHARED,

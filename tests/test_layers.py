@@ -159,6 +159,7 @@ def test_only_the_composition_point_knows_the_shell() -> None:
             "feed",
             "claim",
             "fingerprint",
+            "losses",
             "forecast",
             "inspection",
             "report",

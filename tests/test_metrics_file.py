@@ -84,7 +84,7 @@ def test_runs_that_fail_keep_when_one_last_succeeded(
     config = tmp_path / "c.toml"
     config.write_text("[nonsense]\n")
     for code, run in {
-        77: [*failed, "--restart"],
+        77: [*failed, "--restart", "--yes"],
         66: ["run", tmp_path / "none", "-o", out],
         78: [*failed, "-c", config],
     }.items():

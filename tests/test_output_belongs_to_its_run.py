@@ -29,7 +29,10 @@ from helpers import (
 from batchrank.errors import BatchrankError, ConfigInvalid, InputBad, OutputUnusable
 from batchrank.records import plan_id
 
-ADVICE = "Choose a new output, or pass --restart."
+TAKE_OVER = " and --reuse this one to pay nothing twice"
+LAST = "; --restart would throw away what it holds."
+ADVICE = f"Give that input again, or choose a new output{TAKE_OVER}{LAST}"
+OF_SCORES = ("model", "instruct", "max_tokens_per_document")
 SLOW = '[[fault]]\nkind = "slow"\nseconds = {}\n'
 Serve = Callable[..., Server]
 
@@ -197,7 +200,11 @@ def test_a_setting_that_decides_results_is_refused_by_name(
 ) -> None:
     message = refusal(server, ConfigInvalid, source, stopped, **{section: {field: value}})
     assert message.startswith(f"{stopped}: begun with {section}.{field} = ")
-    assert message.endswith(f", now {value!r}, which would mix results. {ADVICE}")
+    fits = "" if field in OF_SCORES else TAKE_OVER
+    assert message.endswith(
+        f", now {value!r}, which would mix results. Give the -c and the options that it was begun "
+        f"with, or choose a new output{fits}{LAST}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -343,8 +350,8 @@ def test_parts_without_the_state_of_their_run_are_refused(
     for path in (stopped / "_batchrank").iterdir():
         path.unlink()
     assert refusal(server, OutputUnusable, source, stopped) == (
-        f"{stopped}: has parts but not the state of their run (_batchrank/). Choose a new "
-        "output, or pass --restart to score everything again."
+        f"{stopped}: has parts but not the state of their run (_batchrank/). Is that elsewhere, "
+        f"pass its --state-dir; else choose a new output{TAKE_OVER}."
     )
 
 
@@ -357,7 +364,7 @@ def test_restart_throws_the_earlier_run_away_and_scores_all_again(
     written(source, table(35, tag="anew"))
     (stopped / "notes.txt").write_text("precious")
     before = server.received
-    done = inside(*fast(server, stopped, source), "--restart", "--top-n", 1)
+    done = inside(*fast(server, stopped, source), "--restart", "--yes", "--top-n", 1)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert server.received - before == 35
     found = output(stopped)
@@ -453,8 +460,8 @@ def test_a_damaged_checkpoint_is_refused_with_what_to_do(
 ) -> None:
     damage(database_of(stopped))
     assert refusal(server, OutputUnusable, source, stopped) == (
-        f"{database_of(stopped)}: is damaged. The published parts are whole; to score the rest, "
-        "choose a new output, or pass --restart to begin this one again."
+        f"{database_of(stopped)}: is damaged. The published parts are whole: choose a new output "
+        "and --reuse this one, to score the rest; --restart would throw the parts away too."
     )
 
 
@@ -509,5 +516,5 @@ def test_restart_puts_a_damaged_checkpoint_right(
     server: Server, source: Path, stopped: Path
 ) -> None:
     truncated(database_of(stopped))
-    assert inside(*fast(server, stopped, source), "--restart").returncode == 0
+    assert inside(*fast(server, stopped, source), "--restart", "--yes").returncode == 0
     assert output(stopped).num_rows == 40

@@ -189,7 +189,14 @@ def test_an_earlier_output_in_a_bucket_is_reused(
     assert remote_parts(second) == part_bytes(tmp_path / "night3")
     assert inside(*fast(server, first, source), *reuse, tmp_path / "1").returncode == 78
     begun = place(f"{first}/_pairs/run.json").read_bytes()
-    again = [*fast(server, first, source), *parts, "--state-dir", tmp_path / "1", "--restart"]
+    again = [
+        *fast(server, first, source),
+        *parts,
+        "--state-dir",
+        tmp_path / "1",
+        "--restart",
+        "--yes",
+    ]
     assert inside(*again).returncode == 0
     assert place(f"{first}/_pairs/run.json").read_bytes() == begun
 
@@ -329,7 +336,7 @@ def test_restart_throws_the_earlier_run_away(
     second = stored(store, f"{bucket}/second.parquet", table(5, tag="second"))
     assert inside(*fast(server, out, first), *parts, *state).returncode == 0
     assert len(remote_parts(out)) == 3
-    assert inside(*fast(server, out, second), *parts, *state, "--restart").returncode == 0
+    assert inside(*fast(server, out, second), *parts, *state, "--restart", "--yes").returncode == 0
     assert len(remote_parts(out)) == 1
     assert inside("verify", out).returncode == 0
 

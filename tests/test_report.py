@@ -297,7 +297,7 @@ def test_a_restart_takes_the_old_page_away(server: Server, tmp_path: Path) -> No
     source, out = written(tmp_path / "in.parquet", table(3, tag="again")), tmp_path / "out"
     score(server, source, out)
     reported(out)
-    run = ["run", source, "-o", out, "--base-url", server.base_url, "--restart"]
+    run = ["run", source, "-o", out, "--base-url", server.base_url, "--restart", "--yes"]
     assert inside(*run).returncode == 0
     assert not (out / "_report.html").exists()
 

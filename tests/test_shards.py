@@ -390,7 +390,8 @@ def test_another_input_or_configuration_is_refused_by_every_shard(
         assert (done.returncode, done.stderr) == (
             78,
             f"batchrank: {out}: begun with output.rows_per_part = 10, now 10000, which would mix "
-            "results. Choose a new output, or delete this one.\n",
+            "results. Give the -c and the options that it was begun with, or choose a new output "
+            "and --reuse this one to pay nothing twice.\n",
         )
     written(source, table(ROWS + 1, tag="more"))
     for number in (0, 1):
