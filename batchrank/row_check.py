@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from batchrank.errors import StorageFailed
 from batchrank.places import Place, Remote
+from batchrank.python_child import python_command
 
 MOST_ROW_BYTES = 64 << 20
 """The largest row that is read: Arrow holds it several times over."""
@@ -56,7 +57,7 @@ class RowChecker:
         if self._child is None or self._child.poll() is not None:
             try:
                 self._child = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "batchrank.row_check"],
+                    python_command("batchrank.row_check"),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,

@@ -45,6 +45,7 @@ from batchrank.errors import (
     RowsFailed,
     Stopped,
     StorageFailed,
+    TryLater,
 )
 from batchrank.feed import Feed, Known
 from batchrank.figures import Figures
@@ -58,7 +59,7 @@ from batchrank.report import Left, Progress, Receipt
 from batchrank.request import Request, allowed_by, planner_of
 from batchrank.reuse import Reuse
 from batchrank.series import Series
-from batchrank.server.child import local_server
+from batchrank.server.child import LocalServer, local_server
 from batchrank.shards import share_of
 from batchrank.signals import Signals, heard
 from batchrank.sink import SUCCESS, PartRecord, write_whole
@@ -133,6 +134,7 @@ class Session:
         self._limited_by: str | None = None
         self._throttle: Throttle | None = None
         self._sender: Sender | None = None
+        self._server: LocalServer | None = None
         self._series: Series | None = None
 
     def _look_ahead(self) -> Ahead:
@@ -195,8 +197,9 @@ class Session:
     def _score(self, key: str | None) -> None:
         """Send what is missing. Raises what ended it early, once all that came is on disk."""
         url = self._config.endpoint.base_url or self._config.provider.base_url
-        server = nullcontext(url) if url else local_server(self._config.endpoint.local_scorer)
-        with server as base_url, closing(self._checkpoint), rarely_collected():
+        server = nullcontext() if url else local_server(self._config.endpoint.local_scorer)
+        with server as self._server, closing(self._checkpoint), rarely_collected():
+            base_url = self._server.base_url if self._server else url or ""
             halt = self._in_loop(self._send(base_url, key if url else None))
         reason = halt.reason or self._checkpoint.error
         in_time = isinstance(reason, DeadlineReached) and not self._standing.some_are_missing
@@ -472,6 +475,7 @@ class Session:
         """Return the figures of this instant; stop the run if its time is over."""
         if self._deadline is not None and self._deadline.reached:
             self._halt.set(self._deadline.missed(), DRAIN_SECONDS)
+        self._look_after_server()
         done = self._standing.rows_before + self._assembly.rows_done + self._ahead.rows
         now, sender, statuses = time.monotonic(), self._sender, self._assembly.statuses
         answered = 0 if self._throttle is None else self._throttle.successes
@@ -488,6 +492,14 @@ class Session:
                 now, datetime.now(UTC), (answered, done), lambda: self._causes.find(now)
             ),
         )
+
+    def _look_after_server(self) -> None:
+        """Stop the run if its local server has ended: nobody else would start it again."""
+        if self._server is not None:
+            try:
+                self._server.check()
+            except TryLater as error:
+                self._halt.set(error, DRAIN_SECONDS)
 
     def _resume_after(self, seconds: float) -> None:
         """Go on after the process stood still for so long, which is nobody's failure."""

@@ -216,6 +216,7 @@ def dask_rerank(
 @contextmanager
 def connected(address: str | None, workers: int) -> Iterator[Client]:
     """The cluster at an address, or one of processes here, which the loss of one does not touch."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # or those processes import files of the working folder
     with (
         nullcontext()
         if address
