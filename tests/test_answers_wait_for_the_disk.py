@@ -54,7 +54,7 @@ def test_a_group_of_answers_is_written_by_few_statements_of_few_kinds() -> None:
     texts = set()
     for count in range(COMMIT_GROUP + 1):
         statements = list(insertions([Settled(0, b"", scored(row), ()) for row in range(count)]))
-        assert len(statements) <= 10
+        assert len(statements) <= 14
         texts.update(text for text, _ in statements)
     assert len(texts) <= 7
 
