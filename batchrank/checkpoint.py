@@ -257,6 +257,10 @@ class Checkpoint:
         return group[-1] is not None
 
 
+class NoLocks(OutputUnusable):
+    """The file system refuses locks, as Lustre without `-o flock` does."""
+
+
 @contextmanager
 def locked(
     state: Path, out: object, waits_seconds: Sequence[float] = (0.05, 0.2)
@@ -284,6 +288,11 @@ def _take(descriptor: int, out: object, waits_seconds: Sequence[float]) -> None:
             if wait is None:
                 raise TryLater(f"{out}: another batchrank is at work on this output.") from None
             time.sleep(wait)
+        except OSError as error:
+            raise NoLocks(
+                f"{out}: its file system has no locks ({error.strerror}), and two runs could work "
+                "on it at once. Pass --state-dir DIR on a disk of this machine."
+            ) from error
 
 
 def begin(path: Path, fingerprint: bytes) -> None:

@@ -8,7 +8,7 @@ a file instead, by which its parts are known again should the state be lost.
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -75,9 +75,10 @@ def claimed(
     """
     elsewhere = is_elsewhere(out, state, out / STATE)
     _marked_as_ours(out, elsewhere=elsewhere, restart=restart)
-    make(out, state, out / MARKER if elsewhere else state, elsewhere=elsewhere)
+    marker = out / MARKER
+    make(out, state, marker if marker.exists() else out / STATE, elsewhere=elsewhere)
     database = state / DATABASE
-    with checkpoint.locked(state, out):
+    with checkpoint.locked(state, out), locked_output(out, state, out / STATE) as beside:
         if elsewhere:
             claim_state(state, out)
         marked = _marked_as_ours(
@@ -98,9 +99,32 @@ def claimed(
             before = decoded(begun, database)
             check_same(out, before, fingerprint)
         if elsewhere and marked is None:
-            write_whole(out / MARKER, msgspec.json.encode(fingerprint), state)
+            write_whole(out / MARKER, msgspec.json.encode(fingerprint), beside)
         finished = (out / SUCCESS).exists()
-        yield Claim(out, state, database, finished, out / RECEIPT, state, begun=before)
+        yield Claim(out, state, database, finished, out / RECEIPT, beside, begun=before)
+
+
+@contextmanager
+def locked_output(out: Place, state: Path, home: Place) -> Iterator[Path]:
+    """Hold `home`, where the state is in an output that keeps its own, if this one's is elsewhere.
+
+    Without it two runs with two states would both work on one output. Yields the folder for files
+    that are not whole yet: it is on the output's file system, so that a rename puts them in place.
+    A bucket has neither locks nor renames. Raises `TryLater` when another process is at work, and
+    `OutputUnusable` where the output has a state of its own.
+    """
+    if isinstance(home, Remote) or not is_elsewhere(out, state, home):
+        yield state
+        return
+    if (home / DATABASE).exists():
+        raise OutputUnusable(f"{out}: its state is in {home}. Leave --state-dir out.")
+    make(out, home, out, elsewhere=False)
+    with ExitStack() as holding:
+        try:
+            holding.enter_context(checkpoint.locked(home, out))
+        except checkpoint.NoLocks as error:
+            _log.info("%s: two runs with two --state-dir would not see each other", error)
+        yield home
 
 
 def is_elsewhere(out: Place, state: Path, usual: Place) -> bool:

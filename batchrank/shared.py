@@ -25,6 +25,7 @@ from batchrank.claim import (
     claim_state,
     decoded,
     is_elsewhere,
+    locked_output,
     make,
     marked_in,
     sync,
@@ -88,13 +89,14 @@ def claimed_shard(
     elsewhere = is_elsewhere(out, state, home)
     _check(out, _begun(out), fingerprint)
     _make(out, home, state, elsewhere=elsewhere)
-    beside = home if isinstance(home, Path) else state
     with _alone(out):
+        beside = home if isinstance(home, Path) else state
         begun = _begun(out)
         _check(out, begun, fingerprint)
         if begun is None:
             write_whole(out / MARKER, msgspec.json.encode(fingerprint), beside)
-    with checkpoint.locked(state, f"{out}: shard {shard}"):
+    shown = f"{out}: shard {shard}"
+    with checkpoint.locked(state, shown), locked_output(out, state, home) as beside:
         if elsewhere:
             claim_state(state, out)
         claim = Claim(

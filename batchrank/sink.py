@@ -5,6 +5,7 @@ Four steps, and a reader never sees a half: write beside, fsync, rename, fsync t
 failed sync nothing more is tried on that file, since the kernel may have forgotten the error.
 """
 
+import errno
 import hashlib
 import os
 from array import array
@@ -357,10 +358,19 @@ def whole(path: Place, beside: Path) -> Iterator[BinaryIO]:
         raise StorageFailed(f"{path}: cannot be written: {error.strerror}.") from error
 
 
+_NO_SYNC_OF_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+
+
 def sync_folder(folder: Path) -> None:
-    """Make a folder's names durable, which syncing its files does not."""
+    """Make a folder's names durable, which syncing its files does not.
+
+    CIFS and some FUSE file systems refuse it for every folder: there it cannot be had.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC_OF_FOLDERS:
+            raise
     finally:
         os.close(descriptor)
