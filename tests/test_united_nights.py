@@ -48,7 +48,8 @@ def test_shards_send_what_is_new_once_for_all_rows_and_ask_again_for_nothing_els
     assert inside(*fast(server, night, known), "--unite-rows").returncode == 0
     asked = ["-c", small, "--unite-rows", "--reuse", night]
 
-    bill = json.loads(inside("plan", source, *asked, "--summary", "json").stdout)
+    url = ["--base-url", server.base_url]
+    bill = json.loads(inside("plan", source, *asked, *url, "--summary", "json").stdout)
     new = len(NEW) + len(POISONED)
     assert bill["requests"] == new
     assert bill["pairs_reused"] == QUERIES * RETRIEVERS * CANDIDATES
