@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from batchrank import checkpoint
+from batchrank.atomic_files import sync_folder
 from batchrank.errors import ConfigInvalid, InputBad, OutputUnusable, StorageFailed
 from batchrank.fingerprint import Fingerprint, check_limit
 from batchrank.losses import Agree, agree, count_losses
@@ -22,7 +23,7 @@ from batchrank.places import Place, Remote
 from batchrank.providers import EMBEDDED_SCORER
 from batchrank.receipt import FILES, RECEIPT
 from batchrank.shards import Shard
-from batchrank.sink import SUCCESS, sync_folder, write_whole
+from batchrank.sink import SUCCESS, write_whole
 from batchrank.source import MARKER, STATE, FileIdentity
 
 DATABASE = "checkpoint.sqlite"

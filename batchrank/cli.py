@@ -376,7 +376,9 @@ def report(out: str, state_dir: Path | None, file: Path | None) -> None:
     from batchrank.places import place
 
     log_to_stderr("text", "warning")
-    _say(str(write_page(place(out), file, state_dir)))
+    written = write_page(place(out), file, state_dir)
+    if written is not None:
+        _say(str(written))
 
 
 @cli.command()

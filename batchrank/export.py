@@ -4,9 +4,8 @@ A batch at a time, so that any size fits into memory. A file appears whole or no
 output gets what it can, since a pipe has no other way.
 """
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import IO
@@ -16,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchrank.atomic_files import open_target
 from batchrank.errors import InputBad, StorageFailed
 from batchrank.output import Output, check_place, long, opened
 from batchrank.places import Place
-from batchrank.sink import sync_folder
 from batchrank.text_form import (
     as_text,
     has_json_form,
@@ -62,10 +61,10 @@ def export(
             _write(output, form, stream)
             stream.flush()
     elif form == "pairs" and file.suffix == ".parquet":
-        with _whole(file) as whole:
+        with _stored(file), open_target(file) as whole:
             _write_parquet(output, whole)
     else:
-        with _whole(file) as whole:
+        with _stored(file), open_target(file) as whole:
             _write(output, form, whole)
     return output
 
@@ -180,28 +179,6 @@ def _check_types(schema: pa.Schema, out: Place) -> None:
                 f"{out}: column {field.name!r} is {field.type}, which has no form in JSON. "
                 "Use --format pairs, or read the parts."
             )
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that gets its name once all is in it. Raises `StorageFailed`."""
-    path = path.resolve()
-    with _stored(path):
-        if path.exists() and not path.is_file():  # a pipe or a device: there is no beside
-            with path.open("wb") as file:
-                yield file
-            return
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with draft.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            with suppress(OSError):
-                draft.unlink()
-        sync_folder(path.parent)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ on `time() - batchrank_last_success_timestamp_seconds`.
 Format: prometheus.io/docs/instrumenting/exposition_formats.
 """
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -14,10 +13,14 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+from batchrank.atomic_files import open_target
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed, escape
-from batchrank.report import Progress, Receipt, write_unsynced
+from batchrank.report import Progress, Receipt
 
 _EVERY_SECONDS = 1.0
+_MOST_BYTES = 1 << 20
+"""A hundred times what a run writes."""
+
 _LAST_UPDATE = "batchrank_last_update_timestamp_seconds"
 _LAST_SUCCESS = "batchrank_last_success_timestamp_seconds"
 _STALLED_SINCE = "batchrank_stalled_since_timestamp_seconds"
@@ -123,9 +126,8 @@ class Metrics:
                 kind = "counter" if name.endswith("_total") else "gauge"
                 lines += [f"# HELP {name} {_HELP[name]}", f"# TYPE {name} {kind}"]
                 lines.append(f"{name}{self._labels(name)} {value}")
-        # Another run may write the same file; and the collector reads *.prom, which this is not.
-        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
-        write_unsynced(self._path, "\n".join([*lines, ""]).encode(), mode=0o644, draft=draft)
+        with open_target(self._path, mode=0o644, sync=False, wait=False) as file:
+            file.write("\n".join([*lines, ""]).encode())
 
     def _labels(self, name: str) -> str:
         if name not in (_STALLED_SINCE, _STALLED_UNTIL):
@@ -133,8 +135,11 @@ class Metrics:
         return self._label[:-1] + f',reason="{_escaped(self._reason)}"}}'
 
     def _read_last_success(self) -> float | None:
+        if self._path is None or not self._path.is_file():  # a device may be read without end
+            return None
         try:
-            content = "" if self._path is None else self._path.read_text("utf-8")
+            with self._path.open("rb") as file:
+                content = file.read(_MOST_BYTES).decode()
         except (OSError, UnicodeDecodeError):
             return None
         line = re.escape(_LAST_SUCCESS + self._label) + r" ([0-9.e+]+)$"

@@ -6,8 +6,9 @@ An older run, one that is at work and one that was killed have their page too.
 from pathlib import Path
 
 from batchrank import sections
+from batchrank.atomic_files import is_stream, open_target
 from batchrank.charts import escape
-from batchrank.errors import OutputUnusable
+from batchrank.errors import OutputUnusable, StorageFailed
 from batchrank.findings import Findings, findings
 from batchrank.inspection import Status, status
 from batchrank.output import check_place
@@ -19,13 +20,24 @@ from batchrank.sink import write_whole
 from batchrank.workers import read_course
 
 
-def write_page(out: Place, file: Path | None = None, state_dir: Path | None = None) -> Place:
-    """Write the report on an output to a file (None: _report.html in its folder); return which."""
+def write_page(out: Place, file: Path | None = None, state_dir: Path | None = None) -> Place | None:
+    """Write the report on an output to a file (None: _report.html in its folder). Return which, or
+    None where the file is a stream, which then holds the report and nothing else.
+    """
     path = file or out / PAGE
     check_place(path, out)
     content = page(out, state_dir).encode()
-    write_whole(path, content, path.parent if isinstance(path, Path) else Path())
-    return path
+    if file is None:
+        write_whole(path, content, path.parent if isinstance(path, Path) else Path())
+        return path
+    try:
+        with open_target(file) as target:
+            target.write(content)
+    except BrokenPipeError:
+        raise  # whoever reads has seen enough
+    except OSError as error:
+        raise StorageFailed(f"{file}: cannot be written: {error.strerror}.") from error
+    return None if is_stream(file) else file
 
 
 def page(out: Place, state_dir: Path | None = None) -> str:

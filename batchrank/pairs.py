@@ -21,11 +21,12 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from batchrank.atomic_files import sync_folder
 from batchrank.claim import PAIRS
 from batchrank.errors import StorageFailed
 from batchrank.places import Place, opened
 from batchrank.records import RowScores
-from batchrank.sink import sync_folder, whole, write_whole
+from batchrank.sink import whole, write_whole
 
 VERSION = 1
 SUFFIX = ".arrow"

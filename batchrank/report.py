@@ -3,7 +3,6 @@
 Figures come from counts that were kept anyway; nothing here measures.
 """
 
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from batchrank.atomic_files import write_unsynced
 from batchrank.sink import PartRecord
 from batchrank.source import FileIdentity
 from batchrank.standstill import Standstill
@@ -138,17 +138,6 @@ def write_live(state: Path, progress: Progress) -> None:
     """Let `batchrank status` of another terminal see a run's figures."""
     with suppress(OSError):  # a full disk ends the run where it matters
         write_unsynced(state / LIVE, msgspec.json.encode(progress))
-
-
-def write_unsynced(
-    path: Path, content: bytes, *, mode: int = 0o600, draft: Path | None = None
-) -> None:
-    """Put a file of figures at `path`, whole at any moment. Not synced: figures age fast."""
-    draft = draft or path.with_name(path.name + ".part")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with open(descriptor, "wb") as file:
-        file.write(content)
-    draft.replace(path)
 
 
 def read_live(state: Path) -> Progress | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from batchrank.report import write_unsynced
+from batchrank.atomic_files import write_unsynced
 
 SERIES = "series.json"
 POINTS = 600

@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from batchrank import checkpoint
+from batchrank.atomic_files import sync_folder
 from batchrank.claim import (
     DATABASE,
     KEPT,
@@ -36,7 +37,7 @@ from batchrank.losses import Agree, agree, count_losses
 from batchrank.places import Place, Remote
 from batchrank.receipt import RECEIPT, remove_receipt
 from batchrank.shards import Shard
-from batchrank.sink import SUCCESS, sync_folder, write_whole
+from batchrank.sink import SUCCESS, write_whole
 from batchrank.source import MARKER, STATE
 
 _WAITS_SECONDS = (0.1,) * 100

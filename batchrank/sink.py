@@ -5,9 +5,7 @@ Four steps, and a reader never sees a half: write beside, fsync, rename, fsync t
 failed sync nothing more is tried on that file, since the kernel may have forgotten the error.
 """
 
-import errno
 import hashlib
-import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from batchrank.atomic_files import replace_whole
 from batchrank.digests import RowsDigest
 from batchrank.errors import OutputUnusable, StorageFailed
 from batchrank.places import Place, Remote, opened
@@ -346,31 +345,8 @@ def whole(path: Place, beside: Path) -> Iterator[BinaryIO]:
         yield stream
         path.write_bytes(stream.getvalue())
         return
-    draft = beside / (path.name + ".part")
     try:
-        with draft.open("wb") as file:
+        with replace_whole(path, beside / (path.name + ".part")) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(path)
-        sync_folder(path.parent)
     except OSError as error:
         raise StorageFailed(f"{path}: cannot be written: {error.strerror}.") from error
-
-
-_NO_SYNC_OF_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's names durable, which syncing its files does not.
-
-    CIFS and some FUSE file systems refuse it for every folder: there it cannot be had.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_SYNC_OF_FOLDERS:
-            raise
-    finally:
-        os.close(descriptor)

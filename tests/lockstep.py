@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import pytest
 from virtual_time import Jump, VirtualLoop
 
-from batchrank import checkpoint, feed, monitor, receipt, session, sink
+from batchrank import atomic_files, checkpoint, feed, monitor, receipt, session, sink
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ class Stage:
             patch.setattr(session, "Random", lambda: Random(self._seed))
             for module in (sink, session, receipt):
                 patch.setattr(module, "write_whole", self._around(module.write_whole))
-            patch.setattr(sink, "sync_folder", self._around(sink.sync_folder))
+            patch.setattr(atomic_files, "sync_folder", self._around(atomic_files.sync_folder))
             yield
 
     def _around(self, write: Callable[..., None]) -> Callable[..., None]:

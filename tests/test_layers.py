@@ -25,7 +25,7 @@ DIALECT_FILES = (
 WIRE = {"wire", *(f"wire.{name}" for name in DIALECT_FILES)}
 SHELL = {"source", "sink", "checkpoint", "transport", "throttle", "dispatch"}
 PLACES_AND_SCHEMA = {"records", "places", "input_file", "arguments", "schema", "input_columns"}
-PLACES_AND_SCHEMA |= {"candidates", "text_form", "row_check", "utf8"}
+PLACES_AND_SCHEMA |= {"atomic_files", "candidates", "text_form", "row_check", "utf8"}
 SHAPES = {
     f"shapes.{name}"
     for name in ("lines", "groups", "grouped", "spill", "pairs", "ids", "texts", "hashes")

@@ -11,8 +11,12 @@ from drills.disk import power_cut
 from drills.frame import Drill, Patch, breaks, patched
 from drills.ownership import many_at_once
 
-NO_FOLDER_SYNC = Patch("sink.py", "        os.fsync(descriptor)\n", "        pass\n")
-NO_FILE_SYNC = Patch("sink.py", "            os.fsync(file.fileno())\n", "")
+NO_FOLDER_SYNC = Patch("atomic_files.py", "        os.fsync(descriptor)\n", "        pass\n")
+NO_FILE_SYNC = Patch(
+    "atomic_files.py",
+    "                os.fsync(file.fileno())\n",
+    "                pass\n",
+)
 NO_LOCK = Patch(
     "checkpoint.py", "            flock(descriptor, LOCK_EX | LOCK_NB)\n", "            pass\n"
 )
