@@ -247,7 +247,10 @@ def find_unpublished(
     return Unpublished(states, shards or 1, left_out)
 
 
-_ASKED_AGAIN = "they had failed and were asked again; the same command goes on and publishes them."
+_ASKED_AGAIN = (
+    "of parts that are written again (rows had failed, or a trial had fewer of them); the same "
+    "command goes on and publishes them."
+)
 
 
 class _AllBut:
