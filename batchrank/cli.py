@@ -3,6 +3,7 @@
 Nothing slow is imported before a command needs it: `--help` answers at once.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from batchrank import __version__
 from batchrank.coordinate import coordinate
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed, escape
 from batchrank.logs import log, log_to_stderr
+from batchrank.number_options import Amount, count
 from batchrank.options import (
     SHARD,
     STATE_DIR,
@@ -27,6 +29,7 @@ from batchrank.options import (
 )
 from batchrank.process import rarely_collected, spare_memory, spare_threads
 from batchrank.serve import serve
+from batchrank.standard_output import discard, guard_streams
 
 if TYPE_CHECKING:
     from batchrank.deadline import Deadline
@@ -59,7 +62,7 @@ def cli() -> None:
 @reusing
 @click.option(
     "--max-cost",
-    type=click.FloatRange(0),
+    type=Amount(),
     metavar="USD",
     help="Stop (4) before the bill could pass this.",
 )
@@ -75,14 +78,14 @@ def cli() -> None:
 )
 @click.option(
     "--max-failed-rows",
-    type=click.IntRange(0),
+    type=count(),
     default=0,
     metavar="N",
     help="End with 3 when more rows fail.  [default: 0]",
 )
 @click.option(
     "--max-partial-rows",
-    type=click.IntRange(0),
+    type=count(),
     metavar="N",
     help="End with 3 when more rows lack some of their scores.  [default: no bound]",
 )
@@ -195,7 +198,7 @@ def run(
 @reusing
 @click.option(
     "--sample",
-    type=click.IntRange(1),
+    type=count(1),
     metavar="ROWS",
     help="Read only so many rows, and give the error.",
 )
@@ -242,14 +245,14 @@ def plan(
 @click.argument("out")
 @click.option(
     "--max-failed-rows",
-    type=click.IntRange(0),
+    type=count(),
     default=0,
     metavar="N",
     help="End with 3 when more rows failed.  [default: 0]",
 )
 @click.option(
     "--max-partial-rows",
-    type=click.IntRange(0),
+    type=count(),
     metavar="N",
     help="End with 3 when more rows lack some of their scores.  [default: no bound]",
 )
@@ -324,7 +327,7 @@ def verify(out: str) -> None:
 @click.option(
     "--k",
     "ks",
-    type=click.IntRange(1),
+    type=count(1),
     multiple=True,
     help="Cut the measures here. Repeatable.  [default: 10; recall 10 and 100]",
 )
@@ -414,11 +417,10 @@ def export(out: str, state_dir: Path | None, form: str, file: Path | None) -> No
     try:
         export(place(out), form, sys.stdout.buffer, file=file, state_dir=state_dir)
     except (BrokenPipeError, StorageFailed) as error:
-        if file is None:  # else Python tries to write the rest at its end, and makes the code 120
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if file is None:
+            discard(1)
         if isinstance(error, StorageFailed):
-            raise
-        return  # whoever reads has seen enough
+            raise  # a closed pipe is no error: whoever reads has seen enough
 
 
 @cli.command()
@@ -489,9 +491,7 @@ def _deaf() -> None:
 def main() -> None:
     """The command `batchrank`."""
     signal.signal(signal.SIGTERM, _terminated)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the end
+    guard_streams()
     spare_threads()
     try:
         with rarely_collected():
@@ -503,6 +503,9 @@ def main() -> None:
         sys.exit(ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(ExitCode.DONE)
+    except OSError as error:  # what the system refuses is no bug of ours, if it says of what
+        if error.filename is None:
+            raise
+        unusable = error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP, errno.ENOTDIR)
+        code = ExitCode.OUTPUT_UNUSABLE if unusable else ExitCode.IO_FAILED
+        _end(f"{str(error.filename)[:300]}: {error.strerror}.", code)

@@ -338,8 +338,10 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigInvalid(f"{path}: no such configuration file.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigInvalid(f"{path}: not readable as TOML: {error}") from None
+    except RecursionError:
+        raise ConfigInvalid(f"{path}: not readable as TOML: nested too deeply.") from None
+    except (OSError, ValueError) as error:  # not UTF-8, no TOML, or a number of 5,000 digits
+        raise ConfigInvalid(f"{path}: not readable as TOML: {str(error)[:200]}") from None
 
 
 def check_known(given: Mapping[str, Any], name: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from batchrank.number_options import Amount
 from batchrank.seats import MOST_SEATS
 
 
@@ -15,12 +16,8 @@ from batchrank.seats import MOST_SEATS
     metavar="N",
     help="How many share the account; each can be sure of 1/N.",
 )
-@click.option(
-    "--requests-per-minute", type=click.FloatRange(0), metavar="N", help="The account's limit."
-)
-@click.option(
-    "--tokens-per-minute", type=click.FloatRange(0), metavar="N", help="The account's limit."
-)
+@click.option("--requests-per-minute", type=Amount(), metavar="N", help="The account's limit.")
+@click.option("--tokens-per-minute", type=Amount(), metavar="N", help="The account's limit.")
 @click.option("--provider", metavar="TEXT", help="Whose limits, unless they are given.")
 @click.option(
     "-c", "--config", type=click.Path(path_type=Path), help="A run's TOML file, for its limits."
@@ -35,7 +32,7 @@ from batchrank.seats import MOST_SEATS
 )
 @click.option(
     "--lease-seconds",
-    type=click.FloatRange(0.5, 10),
+    type=Amount(0.5, 10),
     default=10,
     show_default=True,
     help="How long a share is a worker's without another word.",

@@ -26,7 +26,7 @@ from batchrank.providers import EMBEDDED_SCORER
 from batchrank.published_rows import check_published_rows
 from batchrank.receipt import RECEIPT, read_receipt
 from batchrank.report import Progress, Receipt
-from batchrank.request import Request, allowed_by, check_rows, columns_of
+from batchrank.request import Request, allowed_by, check_numbers, check_rows, columns_of
 from batchrank.reuse import identity_of, opened
 from batchrank.session import Connect, InLoop, Session
 from batchrank.shapes import Inputs, open_inputs
@@ -64,6 +64,7 @@ def run(
     stand in for either.
     """
     key = key_of(config)
+    check_numbers(request)
     if request.max_cost_usd is not None:
         check_price(config)
     if request.priority_column is not None and config.endpoint.unite_rows:

@@ -9,8 +9,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-Whole = Annotated[int, Meta(ge=0)]
-AtLeastOne = Annotated[int, Meta(ge=1)]
+Whole = Annotated[int, Meta(ge=0, le=10**12)]
+AtLeastOne = Annotated[int, Meta(ge=1, le=10**12)]
 Amount = Annotated[float, Meta(ge=0, le=1e12)]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchrank.logs import log_to_stderr
+from batchrank.number_options import Amount, count
 
 if TYPE_CHECKING:
     from batchrank.config import JobConfig
@@ -21,10 +22,10 @@ _CONFIG_OPTIONS = [
     ("endpoint", "model", click.STRING, "The model's name."),
     ("endpoint", "base_url", click.STRING, "Where the endpoint is, instead of the provider's URL."),
     ("endpoint", "instruct", click.STRING, "What the model is told to look for."),
-    ("output", "top_n", click.IntRange(0), "Keep only the best so many candidates (0: all)."),
-    ("rate", "requests_per_minute", click.FloatRange(0), "The account's limit (0: none)."),
-    ("rate", "tokens_per_minute", click.FloatRange(0), "The account's limit (0: none)."),
-    ("rate", "max_in_flight", click.IntRange(1), "Requests on their way at once."),
+    ("output", "top_n", count(), "Keep only the best so many candidates (0: all)."),
+    ("rate", "requests_per_minute", Amount(), "The account's limit (0: none)."),
+    ("rate", "tokens_per_minute", Amount(), "The account's limit (0: none)."),
+    ("rate", "max_in_flight", count(1), "Requests on their way at once."),
     ("input", "query_column", click.STRING, "The column of query texts."),
     ("input", "candidates_column", click.STRING, "The column of candidate lists."),
     ("input", "id_column", click.STRING, "The column of query ids."),
@@ -49,13 +50,13 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--keep", multiple=True, metavar="COLUMN", help="Keep a column. Repeatable."),
         click.option(
             "--limit",
-            type=click.IntRange(1),
+            type=count(1),
             metavar="ROWS",
             help="Only the first; more of them later.",
         ),
         click.option(
             "--min-rows",
-            type=click.IntRange(0),
+            type=count(),
             default=0,
             metavar="N",
             help="Refuse (65) an input with fewer rows.",

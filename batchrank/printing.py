@@ -7,6 +7,7 @@ import sys
 import click
 import msgspec
 
+from batchrank.errors import StorageFailed
 from batchrank.logs import log
 from batchrank.report import Receipt, summary
 
@@ -25,7 +26,10 @@ def show_receipt(receipt: Receipt, out: str, asked: str | None) -> None:
     elif log.isEnabledFor(logging.INFO):
         lines = (" ".join(line.split()) for line in words.splitlines())
         log.info("%s: %s", receipt.status, "; ".join(lines), extra={"figures": {"summary": shown}})
-    if asked == "json":
-        click.echo(json.dumps(shown, ensure_ascii=False))
-    elif asked == "text":
-        click.echo(words)
+    try:
+        if asked is not None:
+            click.echo(words if asked == "text" else json.dumps(shown, ensure_ascii=False))
+    except StorageFailed as error:
+        if not receipt.exit_code:  # else how the run ended is the code
+            raise
+        log.error(str(error))

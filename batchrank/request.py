@@ -8,7 +8,7 @@ import msgspec
 from batchrank.config import JobConfig
 from batchrank.deadline import Deadline
 from batchrank.ending import Allowed
-from batchrank.errors import InputBad
+from batchrank.errors import ConfigInvalid, InputBad
 from batchrank.link import encode
 from batchrank.losses import Agree, agree
 from batchrank.places import Place
@@ -43,6 +43,23 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     coordinator: str | None = None
     finish_by: Deadline | None = None
     priority_column: str | None = None
+
+
+_MOST_ROWS = 1 << 62
+_MOST_USD = 1e12
+
+
+def check_numbers(request: Request) -> None:
+    """Refuse numbers of a program that mean nothing: below 0, or no number. Raises
+    `ConfigInvalid`.
+    """
+    for name in ("limit_rows", "min_rows", "max_failed_rows", "max_partial_rows"):
+        rows = getattr(request, name)
+        if rows is not None and not 0 <= rows <= _MOST_ROWS:
+            raise ConfigInvalid(f"{name} is {rows}; expected a number of rows, 0 or more.")
+    cost = request.max_cost_usd
+    if cost is not None and not 0 <= cost <= _MOST_USD:
+        raise ConfigInvalid(f"max_cost_usd is {cost}; expected dollars, 0 or more.")
 
 
 def allowed_by(request: Request) -> Allowed:

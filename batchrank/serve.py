@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batchrank.number_options import Amount
+
 if TYPE_CHECKING:
     from batchrank.server.scorer import Scorer
 
@@ -28,14 +30,14 @@ if TYPE_CHECKING:
 @click.option("--neural", metavar="MODEL", help="A cross-encoder, by name or path, as the scorer.")
 @click.option(
     "--requests-per-minute",
-    type=click.FloatRange(0),
+    type=Amount(),
     default=0,
     metavar="N",
     help="Answer 429 beyond so many (0: none).",
 )
 @click.option(
     "--tokens-per-minute",
-    type=click.FloatRange(0),
+    type=Amount(),
     default=0,
     metavar="N",
     help="Answer 429 beyond so many (0: none).",
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--growth-base",
-    type=click.FloatRange(0),
+    type=Amount(),
     default=0,
     metavar="N",
     help="Answer 429 to a sudden rise beyond so many a second (0: none).",

@@ -54,7 +54,7 @@ DOORS = {
     "scipy": {"evaluation"},
     "huggingface_hub": {"places"},
     "sqlite3": {"checkpoint", "kept_answers"},
-    "click": {"cli", "options", "serve", "coordinate", "printing"},
+    "click": {"number_options", "cli", "options", "serve", "coordinate", "printing"},
     "rich": {"progress"},
     "gigatoken": {"tokens", "server.weighing"},
     "xxhash": {"connections", "digests", "answer_rows", "pairs", "reuse", "score_table"},
