@@ -68,13 +68,18 @@ class Till:
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, till: Till) -> None:
+    def __init__(self, till: Till, connections: set[asyncio.Transport]) -> None:
         self._till = till
+        self._connections = connections
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._connections.add(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self._transport)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -105,24 +110,28 @@ class _Connection(asyncio.Protocol):
 def till(answer: Answer, seconds: float = 0.0) -> Iterator[Till]:
     """An endpoint that stays up while the block runs, over all kills."""
     one, ready = Till(answer, seconds), threading.Event()
-    loop = asyncio.new_event_loop()
+    loop, over = asyncio.new_event_loop(), asyncio.Event()
+    connections = set[asyncio.Transport]()
 
     async def serve() -> None:
-        server = await loop.create_server(lambda: _Connection(one), "127.0.0.1", 0, backlog=2048)
+        server = await loop.create_server(
+            lambda: _Connection(one, connections), "127.0.0.1", 0, backlog=2048
+        )
         one.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         ready.set()
+        await over.wait()
+        server.close()
+        for connection in list(connections):
+            connection.abort()
+        await asyncio.sleep(0.01)  # they are closed in the loop's next pass
 
-    def live() -> None:
-        loop.create_task(serve())  # noqa: RUF006 - the loop runs until it has ended
-        loop.run_forever()
-
-    thread = threading.Thread(target=live, name="till")
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), name="till")
     thread.start()
     try:
         assert ready.wait(30), "the endpoint did not start"
         yield one
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(over.set)
         thread.join()
         loop.close()
 
