@@ -4,7 +4,7 @@ The first that applies is given: the disk, the coordinator, what the endpoint ha
 that have no answer yet, the user's own limits, the input.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from batchrank.config import JobConfig
 from batchrank.feed import Feed
@@ -69,12 +69,20 @@ class Causes:
         self.disk = disk
         self._coordinator = coordinator
         self._link: Link | None = None
+        self._asked_pauses: Mapping[int, tuple[float, str]] = {}
         self._throttle: Throttle | None = None
         self._leasing: Leasing | None = None
 
-    def begin(self, link: Link, throttle: Throttle, leasing: Leasing | None) -> None:
-        """Note what the session sends through."""
+    def begin(
+        self,
+        link: Link,
+        throttle: Throttle,
+        leasing: Leasing | None,
+        asked_pauses: Mapping[int, tuple[float, str]],
+    ) -> None:
+        """Note what the session sends through, and the pauses of its single requests."""
         self._link, self._throttle, self._leasing = link, throttle, leasing
+        self._asked_pauses = asked_pauses
 
     @property
     def in_flight(self) -> int:
@@ -94,6 +102,7 @@ class Causes:
             self._of_coordinator(self._throttle)
             or self._of_endpoint(self._throttle)
             or self._of_unanswered(self._link)
+            or self._of_asked_pauses(now)
             or self._of_limits(self._throttle)
             or self._of_input()
         )
@@ -129,6 +138,15 @@ class Causes:
             max(0.0, left),
             say_after_seconds=max(NO_ANSWER_SECONDS, _SLOWER * link.slowest_seconds),
         )
+
+    def _of_asked_pauses(self, now: float) -> Cause | None:
+        """The pauses that replies to single requests asked for; the first to end is told."""
+        pauses = self._asked_pauses.values()
+        if not pauses:
+            return None
+        until, reason = min(pauses)
+        which = "1 request waits" if len(pauses) == 1 else f"{len(pauses):,} requests wait"
+        return Cause("pause", f"{reason}, and asks for a pause; {which}", max(0.0, until - now))
 
     def _of_limits(self, throttle: Throttle) -> Cause | None:
         if throttle.waits_for not in ("requests", "tokens"):

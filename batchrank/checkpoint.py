@@ -66,11 +66,15 @@ class _Lease(msgspec.Struct, frozen=True, gc=False):
     tokens: int
 
 
+class _Attempts(msgspec.Struct, frozen=True, gc=False):
+    failures: dict[str, int]
+
+
 class _Flush(msgspec.Struct, frozen=True, gc=False):
     committed: Callable[[], object]
 
 
-_Item = Settled | _Published | _Lease | _Flush | None
+_Item = Settled | _Published | _Lease | _Attempts | _Flush | None
 
 
 class Checkpoint:
@@ -85,6 +89,8 @@ class Checkpoint:
             _bring_up_to_date(database)
             self.spent = self._meta(database, "spent", Spent) or Spent()
             self.leased = self._meta(database, "leased", int) or 0
+            attempts = self._meta(database, "attempts", dict[str, int]) or {}
+        self.attempts = {int(plan): failures for plan, failures in attempts.items()}
         self._untold = max(0, self.leased - _most(self.spent))
         self._recorded = self._taken_up = self._committed = 0
         self._half_a_group = Event()
@@ -124,6 +130,10 @@ class Checkpoint:
         ends well leaves what it spent, and what those killed before it may have.
         """
         self._queue.put(_Lease(tokens))
+
+    def keep_attempts(self, failures: Mapping[int, int]) -> None:
+        """Keep for a next start how often plans have failed that are to blame for it themselves."""
+        self._queue.put(_Attempts({str(plan): count for plan, count in failures.items()}))
 
     def flush(self, committed: Callable[[], object]) -> None:
         """Have `committed` called, from the writing thread, once all that was handed over is
@@ -237,6 +247,8 @@ class Checkpoint:
                 spent = spent + item.outcome.spent
             elif isinstance(item, _Lease):
                 _write_meta(database, "leased", item.tokens)
+            elif isinstance(item, _Attempts):
+                _write_meta(database, "attempts", item.failures)
             elif item is None:
                 _write_meta(database, "leased", _most(spent) + self._untold)
             elif isinstance(item, _Published):
@@ -386,7 +398,9 @@ def _most(spent: Spent) -> int:
     return spent.units + spent.units_at_risk
 
 
-def _write_meta(database: sqlite3.Connection, name: str, value: Spent | int) -> None:
+def _write_meta(
+    database: sqlite3.Connection, name: str, value: Spent | int | dict[str, int]
+) -> None:
     database.execute(
         "INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, msgspec.json.encode(value))
     )

@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta, tzinfo
 
 import msgspec
 
-from batchrank.dispatch import DRAIN_SECONDS
 from batchrank.errors import DeadlineReached
+from batchrank.halt import DRAIN_SECONDS
 from batchrank.report import Left, left_words
 
 ENDING_SECONDS = DRAIN_SECONDS + 2.5

@@ -14,14 +14,15 @@ import asyncio
 import logging
 from array import array
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing
-from math import nan
+from contextlib import aclosing, suppress
+from math import inf, nan
 from random import Random
-from typing import Protocol, TypeVar
 
 import msgspec
 
-from batchrank.errors import BatchrankError
+from batchrank.blame import Blame, Fault, most_in_vain
+from batchrank.endpoint import Endpoint
+from batchrank.halt import DRAIN_SECONDS, Halt, Halted
 from batchrank.pricing import IMPLAUSIBLE, Price
 from batchrank.records import (
     Dropped,
@@ -29,11 +30,9 @@ from batchrank.records import (
     Outcome,
     RequestPlan,
     Scored,
-    Share,
-    Slot,
-    Spent,
     row_of,
 )
+from batchrank.request_parts import Blamed, Part, Refused, share_of_slot
 from batchrank.retry import (
     MAX_ATTEMPTS,
     MAX_ATTEMPTS_ALONE,
@@ -47,100 +46,18 @@ from batchrank.retry import (
     judge,
     waits,
 )
+from batchrank.tally import Tally
 from batchrank.wire.answers import Scores
 
 PLANS_PER_FLIGHT = 4
 """Plans held for each place in flight at the most: those beyond one wait to be sent again."""
 
-DRAIN_SECONDS = 2.5
-"""How long a stopped run waits for answers in flight; Airflow kills 5 s after its SIGTERM."""
+_TRIES_OF_A_PART = 3
+"""Tries of a part that fails for another reason than the whole, or is a single document."""
 
 FREE = Price()
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
-_Tasks = set[asyncio.Task[object]]
-
-
-class Endpoint(Protocol):
-    """What dispatch is handed: a request's bytes, leave to send it, the sending of it."""
-
-    def encode(self, query: str, documents: Sequence[str]) -> bytes:
-        """The body of a request."""
-
-    async def admit(self, tokens: int, documents: int) -> float:
-        """Wait for a request's turn; the instant of its permission."""
-
-    async def exchange(self, body: bytes, documents: int) -> Exchange:
-        """Send a body; what came back."""
-
-    def learn(self, verdict: Verdict, sent_at: float, tokens: int, documents: int) -> None:
-        """What became of a request admitted at that instant with so many tokens."""
-
-    @property
-    def successes(self) -> int:
-        """Requests answered so far, this plan's or another's."""
-
-
-class Halt:
-    """Set once, with the reason; whoever waits in `unless_halted` is woken and sends nothing."""
-
-    def __init__(self) -> None:
-        self.reason: BatchrankError | None = None
-        self._waiting: _Tasks = set()
-        self._sending: _Tasks = set()
-
-    def set(self, reason: BatchrankError, drain_seconds: float | None = None) -> None:
-        """Stop sending. Answers in flight are waited for, `drain_seconds` at the most if given."""
-        if self.reason is not None:
-            return
-        self.reason = reason
-        for task in self._waiting - {asyncio.current_task()}:
-            task.cancel()
-        if drain_seconds is not None:
-            asyncio.get_running_loop().call_later(drain_seconds, self.abandon)
-
-    def abandon(self) -> None:
-        """Wait for no answer any longer: their outcomes stay unknown."""
-        for task in self._sending:
-            task.cancel()
-
-    def unless_halted(self, step: Awaitable[T]) -> Awaitable[T]:
-        """Await a step that may be given up when the run ends. Raises `Halted` then."""
-        if self.reason is not None:
-            if asyncio.iscoroutine(step):
-                step.close()
-            raise Halted
-        return self._within(self._waiting, step)
-
-    def unless_abandoned(self, step: Awaitable[T]) -> Awaitable[T]:
-        """Await an answer that has been asked for. Raises `Halted` when no longer waited for."""
-        return self._within(self._sending, step)
-
-    async def place(self, room: asyncio.Semaphore) -> None:
-        """Take a place, at once where one is free. Raises `Halted`."""
-        if self.reason is None and not room.locked():
-            await room.acquire()
-        else:
-            await self.unless_halted(room.acquire())
-
-    async def _within(self, tasks: _Tasks, step: Awaitable[T]) -> T:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        try:
-            return await step
-        except asyncio.CancelledError:
-            if self.reason is None:
-                raise
-            task.uncancel()
-            raise Halted from None
-        finally:
-            tasks.discard(task)
-
-
-class Halted(Exception):
-    """The run is ending, and this step was given up for it."""
 
 
 async def dispatch(
@@ -188,16 +105,26 @@ class Sender:
         random: Random,
         price: Price = FREE,
         whole: bool = False,
+        blame: Blame | None = None,
+        max_outage_seconds: float = inf,
     ) -> None:
         self._endpoint = endpoint
+        self._blame = blame or Blame()
+        self._max_outage_seconds = max_outage_seconds
         self._flights = asyncio.Semaphore(max_in_flight)
         self._halt = halt
         self._random = random
         self._price = price
         self._whole = whole
-        self._refused: list[_Refused] = []
+        self._refused: list[Refused] = []
         self.requests = self.retries = 0
-        self._warned = False
+        self._warnings: set[str] = set()
+        self._unanswered = 0
+        self._answer_came = asyncio.Event()
+        self._may_send = asyncio.Event()
+        self._may_send.set()
+        self.asked_pauses: dict[int, tuple[float, str]] = {}
+        """Until when requests wait because a reply to them asked for it, and why, by plan id."""
 
     async def board(self) -> None:
         """Wait for a place in flight. Raises `Halted`."""
@@ -207,29 +134,34 @@ class Sender:
         """The plan's outcome, however many requests it takes. The first goes from the place that
         its caller has boarded; each gives its own back.
         """
-        tally = _Tally()
-        whole = _Part(range(len(plan.documents)))
+        tally = Tally()
+        whole = Part(range(len(plan.documents)))
         try:
-            verdict, body_bytes = await self._ask(plan, whole.documents, tally)
+            verdict, body_bytes = await self._ask(plan, whole, tally)
             if isinstance(verdict, Scores):
                 scores = array("d", verdict.relevance_scores)
-                return Scored(plan.plan_id, scores, 1, tally.spent(plan))
-            return await self._settle_in_parts(plan, whole, verdict, body_bytes, tally)
+                outcome: Outcome = Scored(plan.plan_id, scores, 1, tally.spent(plan))
+            else:
+                outcome = await self._settle_in_parts(plan, whole, verdict, body_bytes, tally)
         except Halted:
             return Dropped(plan.plan_id, tally.spent())
+        else:
+            self._blame.forget(plan.plan_id)
+            return outcome
         finally:
             if tally.aboard:  # nothing was sent at all
                 self._flights.release()
 
     async def _settle_in_parts(
-        self, plan: RequestPlan, part: "_Part", verdict: Verdict, body_bytes: int, tally: "_Tally"
+        self, plan: RequestPlan, part: Part, verdict: Verdict, body_bytes: int, tally: Tally
     ) -> Outcome:
         """What a plan comes to that was not answered as a whole, from its first verdict on."""
         scores = array("d", [nan]) * len(plan.documents)
         answer_of = [-1] * len(plan.documents)
-        blamed: list[_Blamed] = []
-        answers = 0
-        work: list[_Part] = []
+        blamed: list[Blamed] = []
+        answers = asked = 0
+        work: list[Part] = []
+        is_search = isinstance(verdict, Halve) and verdict.tried
         while True:
             if self._whole and isinstance(verdict, Halve | Without):
                 verdict = GiveUp(
@@ -248,23 +180,26 @@ class Sender:
                     work.insert(0, part.without(index, reason))
                 case Halve(reason=reason) | Without(reason=reason) if len(part) > 1:
                     by_size = isinstance(verdict, Halve) and verdict.size
-                    work[:0] = part.halves(_Refused(len(part), body_bytes) if by_size else None)
+                    refused = Refused(len(part), body_bytes) if by_size else None
+                    work[:0] = part.halves(refused, reason)
                 case Halve(reason=reason) | Without(reason=reason) | GiveUp(reason=reason):
                     blamed.append((part.documents, reason))
-                case Stop(error=error):
-                    self._halt.set(error, DRAIN_SECONDS)
-                    raise Halted
+                    if work and not answers and asked >= most_in_vain(len(plan.documents)):
+                        blamed, work = [(range(len(plan.documents)), reason)], []
             if not work:
                 break
             part = work.pop(0)
-            verdict, body_bytes = await self._ask(plan, part.documents, tally)
-        shares = [_share(slot, answer_of, blamed) for slot in plan.slots]
+            asked += 1
+            verdict, body_bytes = await self._ask(plan, part, tally)
+        if is_search and len(plan.documents) > 1:
+            self._note_search(helped=answers > 0)
+        shares = [share_of_slot(slot, answer_of, blamed) for slot in plan.slots]
         note, shares = shares[0].note, shares if len(shares) > 1 else []
         if not answers:
             return Failed(plan.plan_id, note or "", tally.spent(), shares)
         return Scored(plan.plan_id, scores, answers, tally.spent(plan), note, shares)
 
-    def _remember(self, part: "_Part") -> None:
+    def _remember(self, part: Part) -> None:
         """What was too large as a whole and is not in halves was refused for its size in all, not
         for one document's: nothing as large is sent again in this run.
         """
@@ -273,11 +208,9 @@ class Sender:
             if part.half_of.accepted == 2:
                 self._refused.append(part.half_of)
 
-    async def _ask(
-        self, plan: RequestPlan, documents: Sequence[int], tally: "_Tally"
-    ) -> tuple[Verdict, int]:
+    async def _ask(self, plan: RequestPlan, part: Part, tally: Tally) -> tuple[Verdict, int]:
         """A request's verdict once it is not "again", and its size in bytes."""
-        count = len(documents)
+        documents, count = part.documents, len(part.documents)
         whole = count == len(plan.documents)
         texts = plan.documents if whole else [plan.documents[document] for document in documents]
         body = self._endpoint.encode(plan.query, texts)
@@ -286,49 +219,146 @@ class Sender:
         ):
             return Halve("a request of no greater size was refused", size=True), len(body)
         pauses: dict[bool, Iterator[float]] = {}
-        failures = alone = 0
+        failures = alone = settled = 0
         again = False
         while True:
-            before = self._endpoint.successes
-            verdict = await self._exchange(body, count, plan.tokens, tally, again=again)
-            if not isinstance(verdict, Again):
+            verdict = await self._exchange(body, count, plan, tally, again=again)
+            if isinstance(verdict, GiveUp) and await self._others_score(plan):
+                return self._refuse(verdict.reason, count), len(body)
+            if not isinstance(verdict, Again | Stop):
                 return verdict, len(body)
-            if not verdict.throttled:
-                # While nothing succeeds the endpoint is to blame, not the request.
-                held = verdict.answered or self._endpoint.successes > before
+            fault = await self._find_fault(plan, verdict)
+            if fault is Fault.SETTLED:
+                settled += 1
+                is_certain = not part.reason or (verdict.reason == part.reason and count > 1)
+                if is_certain or settled == _TRIES_OF_A_PART:
+                    return self._refuse(verdict.reason, count), len(body)
+            elif isinstance(verdict, Again) and not verdict.throttled:
+                # Where nothing was ever scored the request may still be refused for itself.
+                held = verdict.answered and not self._blame.scores
                 failures, alone = failures + held, alone + (not held)
-            if failures == MAX_ATTEMPTS or alone == MAX_ATTEMPTS_ALONE:
-                tried = failures + alone
-                given_up = f"given up after {tried} failed requests: {verdict.reason}"
-                return GiveUp(given_up), len(body)
-            flag = verdict.throttled
+                if failures == MAX_ATTEMPTS or alone == MAX_ATTEMPTS_ALONE:
+                    tried = failures + alone
+                    reason = f"given up after {tried} failed requests: {verdict.reason}"
+                    return GiveUp(reason), len(body)
+            flag = isinstance(verdict, Again) and verdict.throttled
             pauses[flag] = pauses.get(flag) or waits(self._random, throttled=flag)
-            pause = max(verdict.after_seconds or 0.0, next(pauses[flag]))
-            _log.debug("row %d: %s; again in %.1f s", row_of(plan.plan_id), verdict.reason, pause)
-            await self._halt.unless_halted(asyncio.sleep(pause))
+            pause = next(pauses[flag])
+            if fault is not Fault.MOMENT:
+                pause = min(pause, self._blame.longest_pause(plan.plan_id))
+            await self._pause(plan, verdict, pause)
             again = True
 
+    async def _find_fault(self, plan: RequestPlan, verdict: Again | Stop) -> Fault:
+        """What a failure is about. Ends the run where that is the account. Raises `Halted` then."""
+        now = asyncio.get_running_loop().time
+        if isinstance(verdict, Again):
+            # A request that is never answered may be one that the endpoint cannot answer.
+            sent = verdict.possibly_paid or verdict.answered or verdict.at_risk
+            sent = sent or verdict.throttled
+            return self._blame.note_failure(
+                plan.plan_id,
+                now(),
+                sent=sent,
+                throttled=verdict.throttled,
+                answered=verdict.answered,
+            )
+        began = now()
+        if await self._others_score(plan):
+            fault = self._blame.note_refusal(plan.plan_id, now(), sent=verdict.sent)
+            if fault is not Fault.ACCOUNT:
+                return fault
+        elif self._halt.reason is None:
+            self._blame.note_stop(plan.plan_id)
+        self._halt.set(verdict.error, max(0.0, DRAIN_SECONDS - (now() - began)))
+        raise Halted
+
+    async def _others_score(self, plan: RequestPlan) -> bool:
+        """Whether the endpoint serves this account, as far as that is known: any request was
+        scored, or one that is in flight will be. No other is sent until that is known.
+        """
+        blame, clock = self._blame, asyncio.get_running_loop().time
+        until = clock() + DRAIN_SECONDS
+        try:
+            while not blame.scores and not blame.is_known(plan.plan_id):
+                if not self._unanswered or clock() >= until:
+                    return False
+                self._may_send.clear()
+                self._answer_came.clear()
+                with suppress(TimeoutError):
+                    step = asyncio.wait_for(self._answer_came.wait(), until - clock())
+                    await self._halt.unless_halted(step)
+            return True
+        finally:
+            self._may_send.set()
+
+    def _refuse(self, reason: str, documents: int) -> Verdict:
+        """Look for the document to blame, where there are several and that may help."""
+        if documents > 1 and not self._whole and self._blame.may_search():
+            return Halve(reason, size=False, tried=True)
+        return GiveUp(reason)
+
+    def _note_search(self, *, helped: bool) -> None:
+        if self._blame.note_search(helped=helped):
+            self._warn(
+                "requests that are refused again and again are not halved any more: in none of the "
+                "last ones was any document scored. Their rows fail as a whole."
+            )
+
+    async def _pause(self, plan: RequestPlan, verdict: Again | Stop, seconds: float) -> None:
+        """Wait before a request is sent again, as long as its reply asks for, within bounds."""
+        asked = (verdict.after_seconds if isinstance(verdict, Again) else None) or 0.0
+        _log.debug("row %d: %s; again in %.1f s", row_of(plan.plan_id), verdict.reason, seconds)
+        if asked > self._max_outage_seconds:
+            self._warn(
+                f"{verdict.reason}, and asks for a pause of {asked:,.0f} s: such a request waits "
+                f"for {self._max_outage_seconds:g} s (endpoint.max_outage_seconds)."
+            )
+            asked = self._max_outage_seconds
+        if asked > seconds:
+            seconds = asked
+            until = asyncio.get_running_loop().time() + asked
+            self.asked_pauses[plan.plan_id] = until, verdict.reason
+        try:
+            await self._halt.unless_halted(asyncio.sleep(seconds))
+        finally:
+            self.asked_pauses.pop(plan.plan_id, None)
+
+    async def _wait_for_leave(self) -> None:
+        """Wait while it is in question whether the endpoint serves this account at all."""
+        if not self._may_send.is_set():
+            await self._halt.unless_halted(self._may_send.wait())
+        while wait := self._blame.wait(asyncio.get_running_loop().time()):
+            await self._halt.unless_halted(asyncio.sleep(wait))
+
     async def _exchange(
-        self, body: bytes, documents: int, tokens: int, tally: "_Tally", *, again: bool
+        self, body: bytes, documents: int, plan: RequestPlan, tally: Tally, *, again: bool
     ) -> Verdict:
+        tokens = plan.tokens
         most = self._price.most(tokens, documents)
         if not tally.aboard:
             await self.board()
             tally.aboard = True
         try:
+            await self._wait_for_leave()
             sent_at = await self._halt.unless_halted(self._endpoint.admit(tokens, documents))
             tally.sent(most)
             tally.retries += again
             self.requests, self.retries = self.requests + 1, self.retries + again
-            answer = await self._halt.unless_abandoned(self._endpoint.exchange(body, documents))
+            answer = await self._answer(body, documents)
         finally:
             tally.aboard = False
             self._flights.release()
         verdict = judge(answer, documents)
         if isinstance(verdict, Scores):
+            self._blame.note_score()
             plausible = self._price.plausible(verdict, tokens, documents)
             if plausible is not verdict:
-                self._warn_of_implausible_usage()
+                self._warn(
+                    f"an answer says it used more than {IMPLAUSIBLE} times what its request can "
+                    "have used, or less than nothing: of such answers the most that it can is "
+                    "counted."
+                )
                 tally.implausible += 1
             verdict = plausible
             tally.tokens += tokens if verdict.tokens is None else verdict.tokens
@@ -337,124 +367,31 @@ class Sender:
             tally.unknown -= 1
         if not (isinstance(verdict, Again) and verdict.at_risk):
             tally.at_risk -= most
-        self._endpoint.learn(verdict, sent_at, tokens, documents)
+        self._endpoint.learn(self._lesson(plan, verdict), sent_at, tokens, documents)
+        self._answer_came.set()
         return verdict
 
-    def _warn_of_implausible_usage(self) -> None:
-        """Say it once: the receipt counts such answers."""
-        if not self._warned:
-            self._warned = True
-            _log.warning(
-                "an answer says it used more than %d times what its request can have used, or less "
-                "than nothing: of such answers the most that it can is counted.",
-                IMPLAUSIBLE,
-            )
+    async def _answer(self, body: bytes, documents: int) -> Exchange:
+        self._unanswered += 1
+        try:
+            return await self._halt.unless_abandoned(self._endpoint.exchange(body, documents))
+        finally:
+            self._unanswered -= 1
 
-
-class _Tally(msgspec.Struct, gc=False):
-    """What a plan has spent so far. `unknown`: sent, and no whole answer came, or not yet.
-    `aboard`: it has a place in flight.
-    """
-
-    aboard: bool = True
-    requests: int = 0
-    retries: int = 0
-    unknown: int = 0
-    at_risk: int = 0
-    tokens: int = 0
-    units: int = 0
-    implausible: int = 0
-
-    def sent(self, most: int) -> None:
-        """A request is on its way that may be billed so many units."""
-        self.requests += 1
-        self.unknown += 1
-        self.at_risk += most
-
-    def bill(self, billed: int | None, likely: int, most: int) -> None:
-        """Add an answer's bill. Where it does not say, the rest of the most it may be stays at
-        risk.
+    def _lesson(self, plan: RequestPlan, verdict: Verdict) -> Verdict:
+        """What an exchange tells about the endpoint: a refusal of the account is a failure like
+        others once it has served, and a throttle that one plan alone draws slows nobody else.
         """
-        self.units += likely if billed is None else billed
-        if billed is None:
-            self.at_risk += most - likely
+        is_known = self._blame.is_known(plan.plan_id)
+        if isinstance(verdict, Stop) and (self._blame.scores or is_known):
+            return Again(verdict.reason, answered=True)
+        if isinstance(verdict, Again) and verdict.throttled and is_known:
+            return msgspec.structs.replace(verdict, throttled=False)
+        return verdict
 
-    def spent(self, answered: RequestPlan | None = None) -> Spent:
-        """`answered`: the plan, if it was; what it was likely to cost counts then."""
-        return Spent(
-            self.requests,
-            self.retries,
-            self.unknown,
-            self.at_risk,
-            self.tokens,
-            0 if answered is None else answered.estimate,
-            self.units,
-            0 if answered is None else answered.estimate * answered.counted,
-            self.implausible,
-        )
-
-
-class _Refused:
-    """A request that was too large, and how many of its halves were not."""
-
-    def __init__(self, documents: int, size: int) -> None:
-        self.documents = documents
-        self.bytes = size
-        self.accepted = 0
-
-
-class _Part:
-    """Some documents of a plan, to be asked for in one request. `whole` is what they were taken
-    from when the endpoint blamed one document: should it refuse the others too, it was wrong.
-    `half_of` is the request that was too large, if these are a half of it.
-    """
-
-    def __init__(
-        self,
-        documents: Sequence[int],
-        *,
-        whole: Sequence[int] | None = None,
-        blamed: int | None = None,
-        reason: str = "",
-        half_of: _Refused | None = None,
-    ) -> None:
-        self.documents = documents
-        self.whole = whole
-        self.blamed = blamed
-        self.reason = reason
-        self.half_of = half_of
-
-    def __len__(self) -> int:
-        return len(self.whole or self.documents)
-
-    def without(self, index: int, reason: str) -> "_Part":
-        others = [document for document in self.documents if document != self.documents[index]]
-        return _Part(others, whole=self.documents, blamed=self.documents[index], reason=reason)
-
-    def halves(self, refused: _Refused | None) -> "list[_Part]":
-        documents = self.whole or self.documents
-        middle = (len(documents) + 1) // 2
-        return [_Part(half, half_of=refused) for half in (documents[:middle], documents[middle:])]
-
-
-_Blamed = tuple[Sequence[int], str]
-
-
-def _share(slot: Slot, answer_of: Sequence[int], blamed: Sequence[_Blamed]) -> Share:
-    """What a row has of a request that was not answered as a whole: documents are named by the
-    first of the row's candidates that they stand for.
-    """
-    notes = []
-    for documents, reason in blamed:
-        own = set(slot.documents).intersection(documents)
-        if own:
-            names = [slot.positions[slot.documents.index(document)] for document in own]
-            notes.append(f"{_listed(names)}: {reason}")
-    answers = {answer_of[document] for document in slot.documents} - {-1}
-    return Share(sorted(answers), "; ".join(notes) or None)
-
-
-def _listed(candidates: Sequence[int]) -> str:
-    if len(candidates) == 1:
-        return f"document {candidates[0]}"
-    return f"documents {min(candidates)} to {max(candidates)}"
+    def _warn(self, message: str) -> None:
+        """Say it, each kind of message once."""
+        kind = message.split(":")[-1]
+        if kind not in self._warnings:
+            self._warnings.add(kind)
+            _log.warning("%s", message)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from batchrank.budget import Budget
 from batchrank.checkpoint import Checkpoint
 from batchrank.config import JobConfig
-from batchrank.dispatch import DRAIN_SECONDS, Halt
 from batchrank.errors import BatchrankError, CostReached
+from batchrank.halt import DRAIN_SECONDS, Halt
 from batchrank.retry import Again, Exchange, GiveUp, Halve, Stop, Verdict, Without
 from batchrank.series import Series
 from batchrank.throttle import Throttle
@@ -59,10 +59,6 @@ class Link:
         self._sent = 0
         self.slowest_seconds = 0.0
         self._settled = asyncio.Event()
-
-    @property
-    def successes(self) -> int:
-        return self._throttle.successes
 
     def encode(self, query: str, documents: Sequence[str]) -> bytes:
         return encode(self._config, query, documents)

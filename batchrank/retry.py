@@ -81,10 +81,13 @@ class Again(msgspec.Struct, frozen=True):
 
 
 class Halve(msgspec.Struct, frozen=True):
-    """Too large, or something in it is refused: send its halves. `size`: it was too large."""
+    """Too large, or something in it is refused: send its halves. `size`: it was too large.
+    `tried`: it has failed as often as is allowed, so a part that fails as well is halved at once.
+    """
 
     reason: str
     size: bool
+    tried: bool = False
 
 
 class Without(msgspec.Struct, frozen=True):
@@ -101,9 +104,13 @@ class GiveUp(msgspec.Struct, frozen=True):
 
 
 class Stop(msgspec.Struct, frozen=True):
-    """No request of this job will be answered."""
+    """No request of this job will be answered, unless others were. `reason` is the reply in words,
+    without advice; `sent`: the request was.
+    """
 
     error: BatchrankError
+    reason: str = ""
+    sent: bool = True
 
 
 Verdict = Scores | Again | Halve | Without | GiveUp | Stop
@@ -157,12 +164,16 @@ def judge(exchange: Exchange, documents: int) -> Verdict:
     """What to do after an exchange about a request of so many documents."""
     if isinstance(exchange, Unanswered):
         if exchange.hopeless:
-            return Stop(ConfigInvalid(f"{exchange.reason}."))
+            return Stop(ConfigInvalid(f"{exchange.reason}."), exchange.reason, exchange.sent)
         return Again(exchange.reason, possibly_paid=exchange.sent, at_risk=exchange.sent)
     if exchange.status == 200:
         return _judge_ok(exchange, documents)
     if 300 <= exchange.status < 400:
-        return Stop(ConfigInvalid(_redirect(exchange)))
+        said = f"the endpoint answered {exchange.status}"
+        return Stop(ConfigInvalid(_redirect(exchange)), said)
+    if exchange.status < 300:
+        said = f"the endpoint answered {exchange.status}, which no rerank API does"
+        return Again(said, possibly_paid=True, answered=True, broken=True, at_risk=True)
     return _judge_refusal(exchange, read_refusal(exchange.body), documents)
 
 
@@ -187,13 +198,15 @@ def _judge_refusal(exchange: Answered, refusal: Refusal, documents: int) -> Verd
     status, code, message = exchange.status, refusal.code, refusal.message
     said = _said(status, refusal)
     if status in _KEY_STATUSES or code.lower() in _KEY_CODES:
-        return Stop(KeyRefused(f"{said}. Is the key right, and of this region?"))
+        return Stop(KeyRefused(f"{said}. Is the key right, and of this region?"), said)
     of_account = status in {200, 403, 429} and _ACCOUNT_MESSAGES.search(message)
     of_model = status in {400, 404, 501} and _MODEL_MESSAGES.search(message)
     if status in {402, 403} or _ACCOUNT_CODES.search(code) or of_account or of_model:
-        return Stop(AccountRefused(f"{said}. The endpoint will not serve this account or model."))
+        message = f"{said}. The endpoint will not serve this account or model."
+        return Stop(AccountRefused(message), said)
     if status in {404, 405} or _REQUEST_SHAPE_CODES.search(code):
-        return Stop(ConfigInvalid(f"{said}. Do endpoint.base_url and endpoint.provider fit?"))
+        message = f"{said}. Do endpoint.base_url and endpoint.provider fit?"
+        return Stop(ConfigInvalid(message), said)
     if status == 429 or _THROTTLES.search(code):
         return Again(said, throttled=True, after_seconds=seconds(exchange))
     if _TOO_LARGE.search(message):

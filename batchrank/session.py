@@ -30,12 +30,13 @@ from msgspec.structs import replace
 from batchrank.addresses import request_url
 from batchrank.ahead import Ahead, look_ahead
 from batchrank.assembly import Assembly, Part, outcomes_before, widened
+from batchrank.blame import Blame
 from batchrank.budget import Budget
 from batchrank.causes import Causes, DiskProbe
 from batchrank.claim import Claim
 from batchrank.config import JobConfig, coordinator_key
 from batchrank.digests import Digests
-from batchrank.dispatch import DRAIN_SECONDS, Halt, Halted, Sender, dispatch
+from batchrank.dispatch import Sender, dispatch
 from batchrank.earlier import Previous
 from batchrank.ending import too_many_failed
 from batchrank.errors import (
@@ -49,6 +50,7 @@ from batchrank.errors import (
 )
 from batchrank.feed import Feed, Known
 from batchrank.figures import Figures
+from batchrank.halt import DRAIN_SECONDS, Halt, Halted
 from batchrank.leasing import Leasing, kept, leased
 from batchrank.link import Link
 from batchrank.monitor import Monitor
@@ -274,7 +276,6 @@ class Session:
         link = Link(
             config, transport, self._throttle, self._budget(), self._checkpoint, halt, series
         )
-        self._causes.begin(link, self._throttle, leasing)
         self._series = series
         self._sender = sender = Sender(
             link,
@@ -283,7 +284,10 @@ class Session:
             random=Random(),
             price=config.price,
             whole=config.endpoint.scores_lists,
+            blame=self._blame(),
+            max_outage_seconds=config.endpoint.max_outage_seconds,
         )
+        self._causes.begin(link, self._throttle, leasing, sender.asked_pauses)
         async with asyncio.TaskGroup() as group:
             publishing = group.create_task(self._publish())
             keeping = group.create_task(kept(leasing, self._throttle))
@@ -304,6 +308,16 @@ class Session:
             "disk": self._checkpoint.waited_seconds,
         }
         self._limited_by = self._figures.limited_by(waited)
+
+    def _blame(self) -> Blame:
+        """What is known of plans that failed at earlier starts."""
+        spent = self._checkpoint.spent
+        return Blame(
+            self._config.endpoint.max_outage_seconds,
+            self._checkpoint.attempts,
+            self._checkpoint.keep_attempts,
+            scored_before=bool(spent.tokens or spent.units),
+        )
 
     def _storage_failed(self, error: BatchrankError) -> None:
         self._halt.set(error, drain_seconds=0)

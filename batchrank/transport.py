@@ -100,9 +100,11 @@ class Transport:
     def _unanswered(self, error: aiohttp.ClientError | TimeoutError, *, sent: bool) -> Unanswered:
         """Say why no answer came. `sent`: a byte of the request may have left."""
         match error:
-            case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
+            case aiohttp.ClientConnectorCertificateError():
                 reason = "the endpoint's certificate is not trusted"
                 return Unanswered(reason, sent=False, hopeless=True)
+            case aiohttp.ClientConnectorSSLError():
+                return self._without_tls(error)
             case _ if self._proxy is not None and not sent:
                 return self._unanswered_by_proxy(self._proxy, error)
             case aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
@@ -114,6 +116,14 @@ class Transport:
                 return Unanswered(reason, sent=sent)
         # The name only: an aiohttp message can hold headers.
         return Unanswered(f"the connection broke ({type(error).__name__})", sent=sent)
+
+    def _without_tls(self, error: aiohttp.ClientConnectorSSLError) -> Unanswered:
+        """Say that a handshake failed, which may pass, unless nobody there speaks TLS."""
+        why = getattr(error.os_error, "reason", None) or type(error.os_error).__name__
+        if why == "WRONG_VERSION_NUMBER" and not self._was_answered:
+            reason = "the endpoint does not speak TLS; does it want an http:// address"
+            return Unanswered(reason, sent=False, hopeless=True)
+        return Unanswered(f"the TLS handshake failed ({why})", sent=False)
 
     def _unanswered_by_proxy(
         self, proxy: Proxy, error: aiohttp.ClientError | TimeoutError

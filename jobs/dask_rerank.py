@@ -31,7 +31,7 @@ from distributed.utils import get_ip
 from batchrank.claim import marked_in
 from batchrank.config import JobConfig, coordinator_key, load_for_job
 from batchrank.coordinator import LeaseApi, is_loopback, serving
-from batchrank.dispatch import DRAIN_SECONDS
+from batchrank.halt import DRAIN_SECONDS
 from batchrank.ending import finish
 from batchrank.errors import AGAIN, BatchrankError, ConfigInvalid, ExitCode, TryLater
 from batchrank.inspection import status

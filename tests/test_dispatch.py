@@ -12,8 +12,9 @@ from random import Random
 import pytest
 from virtual_time import run
 
-from batchrank.dispatch import PLANS_PER_FLIGHT, Halt, Sender, dispatch
+from batchrank.dispatch import PLANS_PER_FLIGHT, Sender, dispatch
 from batchrank.errors import AccountRefused, BatchrankError, KeyRefused
+from batchrank.halt import Halt
 from batchrank.records import Dropped, Failed, Outcome, RequestPlan, Scored, Slot, plan_id
 from batchrank.retry import MAX_ATTEMPTS, Again, Answered, Exchange, Unanswered, Verdict
 
@@ -547,16 +548,31 @@ def test_a_second_halt_changes_nothing() -> None:
     ("refusal", "reason"),
     [(error(401, "InvalidApiKey"), KeyRefused), (error(400, "Arrearage"), AccountRefused)],
 )
-def test_an_account_error_ends_the_run_with_what_was_in_flight(
+def test_an_account_that_is_refused_from_the_first_request_on_ends_the_run(
+    refusal: Answered, reason: type[BatchrankError]
+) -> None:
+    session = Session(Endpoint(lambda _: refusal), max_in_flight=6)
+    end = run(session.go(plan(row, "1") for row in range(500)))
+    assert isinstance(session.halt.reason, reason)
+    assert len(session.endpoint.sent) <= 2 * 6
+    assert end <= 5
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [(error(401, "InvalidApiKey"), KeyRefused), (error(400, "Arrearage"), AccountRefused)],
+)
+def test_an_account_error_after_scores_ends_the_run_once_it_has_lasted(
     refusal: Answered, reason: type[BatchrankError]
 ) -> None:
     session = Session(Endpoint(), max_in_flight=6)
     session.endpoint.answer = lambda documents: (
         refusal if len(session.endpoint.sent) > 30 else good(documents)
     )
-    run(session.go(plan(row, "1") for row in range(500)))
+    end = run(session.go(plan(row, "1") for row in range(500)))
     assert isinstance(session.halt.reason, reason)
-    assert len(session.endpoint.sent) <= 30 + 2 * 6
+    assert len(session.endpoint.sent) <= 30 + 6 + 60
+    assert 5 + 2.5 < end < 5 + 25
     assert session.endpoint.in_flight == 0
 
 

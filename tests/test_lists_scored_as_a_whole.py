@@ -12,8 +12,9 @@ import pytest
 from helpers import Server, one_row, output, program, score, table, written
 from virtual_time import run
 
-from batchrank.dispatch import Halt, Sender
+from batchrank.dispatch import Sender
 from batchrank.forecast import forecast, words
+from batchrank.halt import Halt
 from batchrank.limits import RequestLimits
 from batchrank.planning import NOT_WHOLE, Planner
 from batchrank.records import Failed, Outcome, PlannedRow, RequestPlan, Row

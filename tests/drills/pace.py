@@ -34,8 +34,9 @@ from virtual_time import run
 
 from batchrank.budget import Budget
 from batchrank.config import JobConfig, load
-from batchrank.dispatch import Halt, Sender, dispatch
+from batchrank.dispatch import Sender, dispatch
 from batchrank.errors import TryLater
+from batchrank.halt import Halt
 from batchrank.link import Link
 from batchrank.records import Failed, Outcome, RequestPlan, Scored
 from batchrank.retry import Answered, Exchange, Health
