@@ -31,9 +31,9 @@ from distributed.utils import get_ip
 from batchrank.claim import marked_in
 from batchrank.config import JobConfig, coordinator_key, load_for_job
 from batchrank.coordinator import LeaseApi, is_loopback, serving
-from batchrank.halt import DRAIN_SECONDS
 from batchrank.ending import finish
 from batchrank.errors import AGAIN, BatchrankError, ConfigInvalid, ExitCode, TryLater
+from batchrank.halt import DRAIN_SECONDS
 from batchrank.inspection import status
 from batchrank.job import Request, run
 from batchrank.lease import Coordinator
