@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -78,8 +78,9 @@ class Store:
             return int(answer.read().count(b"<UploadId>"))
 
 
-@pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
+@contextmanager
+def storing() -> Iterator[Store]:
+    """A store while the block runs."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -91,9 +92,17 @@ def store() -> Iterator[Store]:
         stderr=subprocess.DEVNULL,
     ) as process:
         store = Store(port)
-        until(store.answers, "the S3 server answers", 60)
-        yield store
-        process.terminate()
+        try:
+            until(store.answers, "the S3 server answers", 60)
+            yield store
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with storing() as one:
+        yield one
 
 
 @pytest.fixture
