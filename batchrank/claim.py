@@ -2,8 +2,8 @@
 
 A folder belongs to one input under one configuration. Going on under another would mix scores that
 do not compare, so it is refused, with the field or the file named. The state lies in the folder;
-where it lies elsewhere (`--state-dir`; a bucket cannot hold it), the folder has the fingerprint in
-a file instead, by which its parts are known again should the state be lost.
+it may lie elsewhere (`--state-dir`; a bucket cannot hold it). The folder has the fingerprint in a
+file besides, by which its parts are known again should the state be lost.
 """
 
 import logging
@@ -76,8 +76,7 @@ def claimed(
     """
     elsewhere = is_elsewhere(out, state, out / STATE)
     _marked_as_ours(out, elsewhere=elsewhere, restart=restart)
-    marker = out / MARKER
-    make(out, state, marker if marker.exists() else out / STATE, elsewhere=elsewhere)
+    make(out, state, [out / MARKER, out / STATE], elsewhere=elsewhere)
     database = state / DATABASE
     with checkpoint.locked(state, out), locked_output(out, state, out / STATE) as beside:
         if elsewhere:
@@ -92,15 +91,17 @@ def claimed(
         if begun is None:
             before = None
             if any(out.glob("part-*.parquet")):
-                before = _adopt(out, marked, fingerprint)
+                damaged = not elsewhere and database.exists()
+                before = _adopt(out, None if damaged else marked, fingerprint)
             database.unlink(missing_ok=True)
             checkpoint.begin(database, msgspec.json.encode(before or fingerprint))
             sync(out, state)
         else:
             before = decoded(begun, database)
             check_same(out, before, fingerprint)
-        if elsewhere and marked is None:
-            write_whole(out / MARKER, msgspec.json.encode(fingerprint), beside)
+        if marked is None:
+            mark = replace(fingerprint, own_state=not elsewhere)
+            write_whole(out / MARKER, msgspec.json.encode(mark), beside)
         finished = (out / SUCCESS).exists()
         yield Claim(out, state, database, finished, out / RECEIPT, beside, begun=before)
 
@@ -119,7 +120,7 @@ def locked_output(out: Place, state: Path, home: Place) -> Iterator[Path]:
         return
     if (home / DATABASE).exists():
         raise OutputUnusable(f"{out}: its state is in {home}. Leave --state-dir out.")
-    make(out, home, out, elsewhere=False)
+    make(out, home, [out], elsewhere=False)
     with ExitStack() as holding:
         try:
             holding.enter_context(checkpoint.locked(home, out))
@@ -150,20 +151,22 @@ def _marked_as_ours(out: Place, *, elsewhere: bool, restart: bool) -> Fingerprin
             f"{out}: begun in {marked.shards} shards, whose answers would be paid for again. Go on "
             f"with --shard 0/{marked.shards} and the others, or choose a new output."
         )
-    if marked is not None and not elsewhere:
+    if marked is not None and marked.own_state == elsewhere:
         raise OutputUnusable(
-            f"{out}: its state is elsewhere; pass the --state-dir that it was begun with."
+            f"{out}: its state is in it. Leave --state-dir out."
+            if elsewhere
+            else f"{out}: its state is elsewhere; pass the --state-dir that it was begun with."
         )
     return None if restart else marked
 
 
-def make(out: Place, state: Path, ours: Place, *, elsewhere: bool) -> None:
-    """Make the two folders, unless one is somebody else's: `ours` is there where one is not."""
+def make(out: Place, state: Path, ours: Sequence[Place], *, elsewhere: bool) -> None:
+    """Make the two folders, unless one is somebody else's: what is ours holds one of `ours`."""
     try:
         if out.exists() and not out.is_dir():
             raise OutputUnusable(f"{out}: is a file; the output is a folder.")
         # In this order: another process may be making it ours this instant.
-        if out.is_dir() and any(out.iterdir()) and not ours.exists():
+        if out.is_dir() and any(out.iterdir()) and not any(one.exists() for one in ours):
             raise OutputUnusable(f"{out}: is not empty, and no run of batchrank. Choose another.")
         if elsewhere and state.is_dir() and any(state.iterdir()) and not (state / "lock").exists():
             raise OutputUnusable(
@@ -194,7 +197,7 @@ def claim_state(state: Path, out: Place) -> None:
 
 
 def marked_in(out: Place) -> Fingerprint | None:
-    """The fingerprint in an output whose state is elsewhere, or that shards fill."""
+    """The fingerprint in an output; earlier versions left it out where the state was in there."""
     try:
         return decoded((out / MARKER).read_bytes(), out / MARKER)
     except (FileNotFoundError, NotADirectoryError):

@@ -18,13 +18,17 @@ from batchrank.source import FileIdentity
 
 
 class Fingerprint(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What decides the results of a run, how many rows it has, and shards, if it is in any."""
+    """What decides the results of a run, how many rows it has, and shards, if it is in any.
+
+    `own_state`, in an output's marker: the state is in the output itself, or was.
+    """
 
     files: list[FileIdentity]
     limit_rows: int
     config: dict[str, Any]
     shards: int = 0
     rows: int = 0
+    own_state: bool = False
 
 
 def is_larger(now: Fingerprint, begun: Fingerprint) -> bool:

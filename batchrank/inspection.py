@@ -42,7 +42,7 @@ def status(out: Place, state_dir: Path | None = None) -> Status:
     if isinstance(out, Remote) and state_dir is None and (out / SUCCESS).exists():
         return Status(state="finished", progress=None, receipt=read_receipt(out))
     state = state_of(out, state_dir)
-    if not state.is_dir() and not receipt_in(out).exists():
+    if not state.is_dir() and not receipt_in(out).exists() and marked is None:
         raise OutputUnusable(f"{out}: is not the output of `batchrank run`.")
     running = is_held(state / "lock")
     finished = (out / SUCCESS).exists() and not running

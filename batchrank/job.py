@@ -43,7 +43,7 @@ NOBODY_CHOSE = (
     'endpoint.provider; "local" is this one, without this line.'
 )
 
-__all__ = ["Request", "finished_receipt", "run"]
+__all__ = ["Request", "run"]
 
 
 def run(
@@ -150,16 +150,16 @@ def _reused(
 
 
 def _whole_receipt(out: Place) -> Receipt | None:
-    """Read the receipt of a finished output; None where a part of it went away."""
-    receipt = finished_receipt(out)
-    return receipt if is_whole(out, receipt.parts) else None
-
-
-def finished_receipt(out: Place) -> Receipt:
-    """Read the receipt of a finished output. Raises `OutputUnusable` where it is lost."""
-    receipt = read_receipt(out)
+    """Read the receipt of a finished output; None where it or a part went away or is damaged."""
+    if (out / RECEIPT).is_dir():
+        raise OutputUnusable(f"{out / RECEIPT}: is a folder, where the receipt should be. Move it.")
+    try:
+        receipt = read_receipt(out)
+    except OutputUnusable:
+        receipt = None
     if receipt is None:
-        raise OutputUnusable(
-            f"{out}: is finished, but its receipt {RECEIPT} is gone; see `batchrank verify`."
+        _log.warning(
+            "%s: its receipt is lost or damaged; it is written anew from what is there", out
         )
-    return receipt
+        return None
+    return receipt if is_whole(out, receipt.parts) else None

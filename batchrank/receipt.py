@@ -34,7 +34,10 @@ def read_receipt(folder: Place) -> Receipt | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise OutputUnusable(f"{file}: cannot be read.") from error
+        raise OutputUnusable(
+            f"{file}: is damaged. The command that made the output writes it anew; what is "
+            "there is not sent again."
+        ) from error
 
 
 def write_receipt(file: Place, receipt: Receipt, beside: Path) -> None:

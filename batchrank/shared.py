@@ -144,7 +144,8 @@ def grow(claim: Claim, fingerprint: Fingerprint, begun: Fingerprint) -> None:
             if isinstance(claim.folder, Path):
                 sync_folder(claim.folder)
             if marked is not None:
-                write_whole(claim.folder / MARKER, content, claim.beside)
+                mark = msgspec.json.encode(replace(fingerprint, own_state=marked.own_state))
+                write_whole(claim.folder / MARKER, mark, claim.beside)
     reopen(claim)
     checkpoint.renew(claim.database, content)
 
@@ -197,12 +198,12 @@ def _check(out: Place, begun: Fingerprint | None, now: Fingerprint) -> None:
 
 def _make(out: Place, home: Place, state: Path, *, elsewhere: bool) -> None:
     if not (isinstance(out, Path) and isinstance(home, Path)):
-        make(out, state, out / MARKER, elsewhere=True)
+        make(out, state, [out / MARKER], elsewhere=True)
         return
     for folder in (out / STATE, home):
-        make(out, folder, out / STATE, elsewhere=False)
+        make(out, folder, [out / STATE], elsewhere=False)
     if elsewhere:
-        make(out, state, out / STATE, elsewhere=True)
+        make(out, state, [out / STATE], elsewhere=True)
 
 
 def _clear(claim: Claim, shard: Shard) -> None:

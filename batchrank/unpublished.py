@@ -32,7 +32,7 @@ from batchrank.reuse import Reuse, identity_of, opened
 from batchrank.shapes import Inputs, open_inputs
 from batchrank.shards import Shard
 from batchrank.sink import OPEN, Sink, part_name
-from batchrank.source import MARKER, Chunk, Source
+from batchrank.source import Chunk, Source
 from batchrank.uniting import Again
 
 _log = logging.getLogger(__name__)
@@ -275,7 +275,8 @@ def _local_state(out: Place, state_dir: Path | None, shard: Shard | None) -> Pat
         return state
     if shard is not None:
         raise OutputUnusable("its state is not here.")
-    if (out / MARKER).exists():
+    marked = marked_in(out)
+    if marked is not None and not marked.own_state:
         raise OutputUnusable(_ELSEWHERE)
     return None
 

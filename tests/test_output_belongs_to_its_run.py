@@ -344,10 +344,10 @@ def test_a_run_whose_folder_has_become_read_only_is_refused(
     assert server.received == before
 
 
-def test_parts_without_the_state_of_their_run_are_refused(
+def test_parts_that_nothing_says_whose_they_are_are_refused(
     server: Server, source: Path, stopped: Path
 ) -> None:
-    for path in (stopped / "_batchrank").iterdir():
+    for path in [*(stopped / "_batchrank").iterdir(), stopped / "_batchrank.json"]:
         path.unlink()
     assert refusal(server, OutputUnusable, source, stopped) == (
         f"{stopped}: has parts but not the state of their run (_batchrank/). Is that elsewhere, "
