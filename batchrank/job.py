@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from batchrank.checkpoint import renew
 from batchrank.claim import Claim, claimed, state_of
 from batchrank.config import JobConfig, check_coordinator, check_price, key_of
+from batchrank.descriptors import fit_in_flight
 from batchrank.earlier import Previous
 from batchrank.ending import finished_by
 from batchrank.errors import ConfigInvalid, InputBad, InputMissing, OutputUnusable
@@ -77,6 +78,8 @@ def run(
     shard = None if request.shard is None else shard_of(*request.shard)
     if shard is not None and request.coordinator is None:
         share_of(config.rate, shard.of)  # refused before there is an output
+    in_flight = fit_in_flight(config.rate.max_in_flight)
+    config = replace(config, rate=replace(config.rate, max_in_flight=in_flight))
     state = state_of(request.out, request.state_dir, shard)
     inputs = Inputs(request.inputs, request.queries, request.corpus)
     source = open_inputs(inputs, columns_of(config, request.priority_column))
