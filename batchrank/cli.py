@@ -4,7 +4,6 @@ Nothing slow is imported before a command needs it: `--help` answers at once.
 """
 
 import errno
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchrank import __version__
+from batchrank import __version__, leaving
 from batchrank.coordinate import coordinate
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed, escape
 from batchrank.logs import log, log_to_stderr
@@ -466,32 +465,40 @@ def _say(text: str, *, err: bool = False) -> None:
 
 def _end(message: str, code: int) -> None:
     _deaf()
+    _say_error(message)
+    leaving.decide(code)
+    sys.exit(code)
+
+
+def _say_error(message: str) -> None:
     if not log.handlers:
         log_to_stderr("text", "warning")
     log.error(message)
-    sys.exit(code)
 
 
 def _terminated(number: int, frame: object) -> None:
     """A signal before or after the run has its own handlers: there is nothing to drain.
 
-    What is raised in a moment when C calls Python back is lost: hence the alarm.
+    What is raised in a moment when C calls Python back is lost: hence the decision.
     """
     _deaf()
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(ExitCode.TERMINATED))
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    leaving.decide(ExitCode.TERMINATED)
     sys.exit(ExitCode.TERMINATED)
 
 
 def _deaf() -> None:
-    """The code is decided, and Python makes SIGTERM deadly while it ends, unless ignored."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """The code is decided, and Python makes signals deadly while it ends, unless ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def main() -> None:
     """The command `batchrank`."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if not leaving.is_ignored(number):
+            signal.signal(number, _terminated)
     guard_streams()
+    leaving.start(_say_error)
     spare_threads()
     try:
         with rarely_collected():
@@ -502,6 +509,7 @@ def main() -> None:
         click.UsageError(escape(error.format_message()), error.ctx).show()
         sys.exit(ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
+        leaving.decide(ExitCode.INTERRUPTED)
         sys.exit(ExitCode.INTERRUPTED)
     except OSError as error:  # what the system refuses is no bug of ours, if it says of what
         if error.filename is None:

@@ -34,7 +34,7 @@ def write_page(out: Place, file: Path | None = None, state_dir: Path | None = No
         with open_target(file) as target:
             target.write(content)
     except BrokenPipeError:
-        raise  # whoever reads has seen enough
+        return None  # whoever reads has seen enough
     except OSError as error:
         raise StorageFailed(f"{file}: cannot be written: {error.strerror}.") from error
     return None if is_stream(file) else file

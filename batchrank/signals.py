@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, from a run's first moment to its last.
+"""SIGTERM, SIGHUP and Ctrl-C, from a run's first moment to its last.
 
 Before there is anything to drain the first signal ends the run at once; while requests are in
 flight a listener is told; after that the run is ending anyway and signals change nothing. A run in
@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from batchrank.errors import ExitCode, Stopped
-
-_CODES = {signal.SIGTERM: ExitCode.TERMINATED, signal.SIGINT: ExitCode.INTERRUPTED}
-_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+from batchrank.errors import Stopped
+from batchrank.leaving import CODES, NAMES, is_ignored, watched_in_loop
 
 
 class Signals:
@@ -34,7 +32,8 @@ class Signals:
         try:
             if self._early is not None:
                 listener(self._early)
-            yield
+            with watched_in_loop():
+                yield
         finally:
             self._listener = None
             self.ending()
@@ -47,7 +46,7 @@ class Signals:
         """A signal has come. Raises `Stopped` when nobody listens yet."""
         known = signal.Signals(number)
         stopped = Stopped(
-            f"stopped by {_NAMES[known]}; the same command goes on from here.", _CODES[known]
+            f"stopped by {NAMES[known]}; the same command goes on from here.", CODES[known]
         )
         if self._listener is not None:
             self._listener(stopped)
@@ -59,12 +58,13 @@ class Signals:
 
 @contextmanager
 def heard() -> Iterator[Signals]:
-    """Hear the two signals while the block runs; in the main thread only, as Python wants it."""
+    """Hear these signals while the block runs; in the main thread only, as Python wants it."""
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = {number: signal.signal(number, signals.hear) for number in _CODES}
+    heard = [number for number in CODES if not is_ignored(number)]
+    before = {number: signal.signal(number, signals.hear) for number in heard}
     try:
         yield signals
     finally:

@@ -1,10 +1,13 @@
 /* Calls that take longer, for files with a word in their path: to be preloaded.
 
    SLOW_SYNC="0.3 checkpoint": every fsync and fdatasync of such a file takes 0.3 s longer; likewise
-   SLOW_WRITE and SLOW_RENAME (of the new name). Each delay adds a byte to the file SLOW_LOG. */
+   SLOW_WRITE, SLOW_READ (at a place: pread) and SLOW_RENAME (of the new name); SLOW_LOOKUP="20": a
+   look-up of a name, where it is a number of seconds alone. Each delay adds a byte to the file SLOW_LOG. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +34,7 @@ static void delay(const char *variable, const char *path) {
         }
     }
     struct timespec wait = {(time_t)seconds, (long)((seconds - (time_t)seconds) * 1e9)};
-    nanosleep(&wait, NULL);
+    while (nanosleep(&wait, &wait) && errno == EINTR) {} /* a disk hears no signal */
 }
 
 static void delay_of(const char *variable, int file) {
@@ -67,4 +70,24 @@ int rename(const char *old, const char *new) {
     REAL(int, "rename", const char *, const char *);
     delay("SLOW_RENAME", new);
     return real(old, new);
+}
+
+ssize_t pread(int file, void *content, size_t size, off_t place) {
+    REAL(ssize_t, "pread", int, void *, size_t, off_t);
+    delay_of("SLOW_READ", file);
+    return real(file, content, size, place);
+}
+
+ssize_t pread64(int file, void *content, size_t size, off64_t place) {
+    REAL(ssize_t, "pread64", int, void *, size_t, off64_t);
+    delay_of("SLOW_READ", file);
+    return real(file, content, size, place);
+}
+
+int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints,
+                struct addrinfo **found) {
+    REAL(int, "getaddrinfo", const char *, const char *, const struct addrinfo *,
+         struct addrinfo **);
+    delay("SLOW_LOOKUP", name ? name : "");
+    return real(name, service, hints, found);
 }
