@@ -93,6 +93,11 @@ TABLE = [
     (503, "ServiceUnavailable", "", "retry"),
     (504, "GatewayTimeout", "", "retry"),
     (529, "overloaded", "", "retry"),
+    # No rerank answer, though no error either: a gateway speaks.
+    (101, "", "", "retry"),
+    (202, "", "", "retry"),
+    (204, "", "", "retry"),
+    (206, "", "", "retry"),
     # What no patience helps.
     (401, "InvalidApiKey", "Invalid API-key provided.", "stop, KeyRefused"),
     (401, "invalid_api_key", "Incorrect API key provided.", "stop, KeyRefused"),
