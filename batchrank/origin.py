@@ -5,6 +5,7 @@ state holds where that is, and what decides the plans. Each session writes this 
 may have moved. No key and no header's value is in it.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,15 @@ def write_origin(state: Path, request: Request, config: JobConfig) -> None:
         reuse=[_absolute(str(one)) for one in request.reuse],
         reuse_rows_only=request.reuse_rows_only,
     )
-    write_whole(state / _NAME, msgspec.json.encode(origin), state)
+    # Not by msgspec, which has no form for a name that is not UTF-8.
+    write_whole(state / _NAME, json.dumps(msgspec.to_builtins(origin)).encode(), state)
 
 
 def read_origin(state: Path) -> Origin:
     """Return where the input is of the run whose state this is. Raises `OutputUnusable`."""
     try:
-        return msgspec.json.decode((state / _NAME).read_bytes(), type=Origin)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return msgspec.convert(json.loads((state / _NAME).read_bytes()), Origin)
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputUnusable(
             f"{state / _NAME}: does not say where the input is; the next run of it does."
         ) from error

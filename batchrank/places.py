@@ -6,6 +6,7 @@ take them, the environment or the machine's role, and never from an address. A r
 whole or not at all: an object appears when its upload is completed, and nothing is ever renamed.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -218,7 +219,8 @@ def sizes(folder: Place, pattern: str) -> dict[str, int]:
 
 def opened(file: Place) -> pa.NativeFile:
     """A file, to be read at any place in it. Raises OSError."""
-    return file.open_input() if isinstance(file, Remote) else pa.OSFile(str(file))
+    # As bytes: a name need not be UTF-8, and Arrow would have it so.
+    return file.open_input() if isinstance(file, Remote) else pa.OSFile(os.fsencode(file))
 
 
 def plain(error: Exception) -> str:

@@ -6,6 +6,7 @@ decodes the rows first, in bounded memory. What it cannot hold is refused, and i
 does not. The time is that of decoding: linear, about 700 MB of text a second.
 """
 
+import os
 import pickle
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def _most(files: Any, path: str, group: int, names: list[str], rows: int) -> int
 
 def _most_of(files: Any, path: str, group: int, names: list[str], rows: int, some: int) -> int:
     most = 0
-    file = pa.OSFile(path) if files is None else files.open_input_file(path)
+    file = pa.OSFile(os.fsencode(path)) if files is None else files.open_input_file(path)
     with file, pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet:
         for batch in parquet.iter_batches(
             some, row_groups=[group], columns=names, use_threads=False

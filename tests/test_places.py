@@ -24,6 +24,7 @@ from helpers import (
     fast,
     inside,
     killed,
+    output,
     part_bytes,
     program,
     started,
@@ -539,3 +540,45 @@ def test_several_workers_fill_a_bucket(
     assert inside(*run, "--shard", "1/3", "--state-dir", tmp_path / "1").returncode == 0
     assert inside("finish", out).returncode == 0
     assert server.received == before
+
+
+# What a bucket's folders are
+
+
+def test_a_table_in_a_bucket_is_refused_however_its_files_are_named(
+    store: Store, bucket: str, server: Server, tmp_path: Path
+) -> None:
+    store.put(f"{bucket}/in/t/_delta_log/00000000000000000000.json", b"{}")
+    stored(store, f"{bucket}/in/t/day=1/part-0.parquet", table(2))
+    store.put(f"{bucket}/ice/metadata/v1.metadata.json", b"{}")
+    stored(store, f"{bucket}/ice/data/part-0.parquet", table(2))
+    before = server.received
+    for path, kind in (
+        ("in", "Delta Lake"),
+        ("in/t", "Delta Lake"),
+        ("in/t/day=1", "Delta Lake"),
+        ("in/t/day=1/part-0.parquet", "Delta Lake"),
+        ("in/t/day=1/*.parquet", "Delta Lake"),
+        ("ice", "Iceberg"),
+        ("ice/data/part-0.parquet", "Iceberg"),
+    ):
+        done = inside(*fast(server, tmp_path / "out", f"{bucket}/{path}"))
+        assert done.returncode == 65, path
+        assert f": is a table of {kind}" in done.stderr
+    assert server.received == before
+
+
+def test_folders_of_a_bucket_that_are_called_as_files_are_read(
+    store: Store, bucket: str, server: Server, tmp_path: Path
+) -> None:
+    """As Spark writes them, and with a column that a folder gives."""
+    rows = table(4, tag="spark in a bucket")
+    for day in (1, 2):
+        address = f"{bucket}/in/day={day}/x.parquet/part-0.parquet"
+        stored(store, address, rows.slice(2 * day - 2, 2))
+        store.put(f"{bucket}/in/day={day}/x.parquet/_SUCCESS", b"")
+    by_folder, by_pattern = f"{bucket}/in", f"{bucket}/in/day=*"
+    for at, path in enumerate((by_folder, by_pattern)):
+        done = inside(*fast(server, tmp_path / f"out{at}", path), "--keep", "day")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert output(tmp_path / f"out{at}").column("day").to_pylist() == [1, 1, 2, 2]
