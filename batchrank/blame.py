@@ -113,7 +113,7 @@ class Blame:
         if not self.is_known(plan):
             self._failing.add(plan)
         is_alone = sent and len(self._failing) < DIFFERENT_PLANS
-        may_judge = self.scores > 0 or self.is_known(plan)
+        may_judge = self.scores > 0 or self._scored_before or self.is_known(plan)
         if others_throttled or not may_judge or not (others_scored or is_alone):
             return Fault.MOMENT
         record.failures += 1

@@ -144,3 +144,13 @@ def test_where_no_search_helps_there_are_no_more_and_one_that_helps_begins_anew(
     ends = [blame.note_search(helped=False) for _ in range(10)]
     assert ends == [False] * 9 + [True]
     assert not blame.may_search()
+
+
+def test_the_last_row_of_a_run_that_goes_on_is_judged_though_nothing_else_is_scored() -> None:
+    """Its other rows were scored at an earlier start."""
+    blame = Blame(OUTAGE, scored_before=True)
+    assert [blame.note_failure(1, now) for now in (0.0, 10.0)] == [Fault.PAYLOAD] * 2
+    assert blame.note_failure(1, OUTAGE / 3) is Fault.SETTLED
+    for plan in (2, 3):
+        blame.note_failure(plan, OUTAGE)
+    assert blame.note_failure(4, OUTAGE) is Fault.MOMENT
