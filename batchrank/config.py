@@ -180,6 +180,7 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return {name: value for name, value in settings.items() if name not in _ORIGINS}
 
 
+COORDINATOR_KEY = "BATCHRANK_COORDINATOR_KEY"
 _ORIGINS = ("endpoint_chosen", "named_columns")
 """Fields that are no settings, but say where settings come from."""
 _SECTIONS = {
@@ -320,8 +321,12 @@ def coordinator_url() -> str | None:
 
 def check_coordinator(url: str) -> None:
     """Raises `ConfigInvalid` for what can be no coordinator's address."""
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port beyond 65535, or half an IPv6 address
+        usable = False
+    if not usable:
         raise ConfigInvalid(
             f"--coordinator {url}: is no address; `batchrank coordinate` prints one such as "
             "http://127.0.0.1:8766."
@@ -329,8 +334,8 @@ def check_coordinator(url: str) -> None:
 
 
 def coordinator_key() -> str | None:
-    """The secret that the coordinator and its workers share, if there is one."""
-    return os.environ.get("BATCHRANK_COORDINATOR_KEY", "").strip() or None
+    """The secret that the environment gives to a coordinator and its workers, if there is one."""
+    return os.environ.get(COORDINATOR_KEY, "").strip() or None
 
 
 def _read(path: Path) -> dict[str, Any]:

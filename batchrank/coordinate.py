@@ -50,7 +50,8 @@ def coordinate(
     """Lease an account's limit to many workers, so that idle ones' shares are used.
 
     Prints its URL once it answers; give it to each worker as `run --coordinator URL`. GET /health
-    says ok. Beyond loopback it asks for the secret in BATCHRANK_COORDINATOR_KEY.
+    says ok. It lets in the same user's workers on this machine, by a secret in a file, and whoever
+    knows the secret in BATCHRANK_COORDINATOR_KEY, where that is set: beyond loopback it must be.
 
     \b
     Example:

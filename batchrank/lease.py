@@ -120,7 +120,10 @@ class Coordinator:
         }
 
     def renew(self, ask: Ask, now: float) -> Lease | Refusal:
-        """Give a worker its lease, in place of all that it was given before."""
+        """Give a worker its lease, in place of all that it was given before. Raises `ValueError`
+        for an ask that no worker makes.
+        """
+        asked = self._holding(ask)
         self._forget_the_lost(now)
         refusal = self._misfit(ask)
         if refusal is not None:
@@ -131,7 +134,7 @@ class Coordinator:
             return Refusal(reason=reason, later=True, unseated=True)
         worker = self._sit(ask, seat)
         others = self._taken & ~worker.held
-        holding = self._holding(ask) & ~others
+        holding = asked & ~others
         worker.serial = ask.serial
         if ask.leaving:
             self._leave(ask.worker, worker, holding, now)
@@ -146,9 +149,11 @@ class Coordinator:
 
     def _holding(self, ask: Ask) -> int:
         """What a worker may be using; anything, while it divides the account by another count."""
-        if ask.workers in (None, self.seats.workers):
-            return of_runs(ask.holding) & self.seats.all
-        return self.seats.all
+        if ask.workers not in (None, self.seats.workers):
+            return self.seats.all
+        if len(ask.holding) > self.seats.cells // 2:  # pieces are apart from each other
+            raise ValueError(f"{len(ask.holding)} pieces of {self.seats.cells} cells")
+        return of_runs(ask.holding) & self.seats.all
 
     def _misfit(self, ask: Ask) -> Refusal | None:
         """An ask that cannot be granted, now or ever."""

@@ -15,6 +15,8 @@ from uuid import uuid4
 import aiohttp
 import msgspec
 
+from batchrank.config import COORDINATOR_KEY
+from batchrank.coordinator_secret import find_secret
 from batchrank.errors import ConfigInvalid, TryLater
 from batchrank.holding import Holding
 from batchrank.lease import LEASE_SECONDS, Ask, Lease, Refusal
@@ -28,6 +30,10 @@ ASK_SECONDS = 2.0
 LEAVE_SECONDS = 0.5
 RETRY_SECONDS = LEASE_SECONDS / 4
 _ANSWER_BYTES = 4 << 20
+_NOT_LET_IN = (
+    f"the secret is wrong or missing. A worker of the coordinator's user, on its machine, finds it "
+    f"by itself; others are given it in {COORDINATOR_KEY}."
+)
 
 Asking = Callable[[Ask], Awaitable[Lease | Refusal | None]]
 """Asks the coordinator; None where it is out of reach."""
@@ -151,7 +157,6 @@ class Leasing:
 @asynccontextmanager
 async def leased(
     url: str | None,
-    key: str | None,
     shard: tuple[int, int] | None,
     rate: RateLimits,
     wait: Callable[[Awaitable[None]], Awaitable[None]],
@@ -162,14 +167,17 @@ async def leased(
     if url is None:
         yield None
         return
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = aiohttp.ClientTimeout(total=ASK_SECONDS)
     async with aiohttp.ClientSession(
-        headers=headers, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
+        headers={"Content-Type": "application/json"},
+        timeout=timeout,
+        cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
 
         async def ask(asked: Ask) -> Lease | Refusal | None:
-            return await _asked(session, url.rstrip("/") + "/lease", asked)
+            # Looked for each time: a coordinator that is begun anew may have another secret.
+            secret = await asyncio.to_thread(find_secret, url)
+            return await _asked(session, url.rstrip("/") + "/lease", secret, asked)
 
         leasing = Leasing(ask, rate, shard=shard)
         await wait(leasing.begin())
@@ -185,13 +193,18 @@ async def kept(leasing: Leasing | None, throttle: Throttle) -> None:
         await leasing.keep(throttle)
 
 
-async def _asked(session: aiohttp.ClientSession, url: str, ask: Ask) -> Lease | Refusal | None:
+async def _asked(
+    session: aiohttp.ClientSession, url: str, secret: str | None, ask: Ask
+) -> Lease | Refusal | None:
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     try:
         async with session.post(
-            url, data=msgspec.json.encode(ask), allow_redirects=False
+            url, data=msgspec.json.encode(ask), headers=headers, allow_redirects=False
         ) as response:
             if response.status == 401:
-                return Refusal(reason="the secret is wrong or missing", later=False)
+                return Refusal(reason=_NOT_LET_IN, later=False)
+            if response.status == 403:
+                return Refusal(reason="it does not know this address as its own", later=False)
             if response.content_length is None or response.content_length > _ANSWER_BYTES:
                 return None
             return msgspec.json.decode(await response.read(), type=Lease | Refusal)

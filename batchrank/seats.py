@@ -3,7 +3,7 @@
 A worker has a seat and the seat a home, a hundredth of which, the floor, is never lent: whoever
 sits down may begin with it, asked or not. Floors lie together, so that what idle neighbours lend
 is one piece. A set of cells is an int, a bit for each: 1,000 seats are 12 KB, and sets are united
-and told apart in microseconds.
+and told apart in microseconds. Nothing here takes more than linear time, whatever pieces are given.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,32 +57,36 @@ def runs(cells: int) -> Runs:
 
 
 def of_runs(pieces: Sequence[tuple[int, int]]) -> int:
-    """The set of cells that these pieces are. Raises `ValueError` where one is inside out."""
-    cells = 0
+    """The set of cells that these pieces are, in time linear in cells and pieces. Raises
+    `ValueError` unless they are in order and apart from each other, as `runs` makes them.
+    """
+    bits, before = bytearray(b"0") * (pieces[-1][1] if pieces else 0), -1
     for start, stop in pieces:
-        if stop < start:
-            raise ValueError(f"a piece from {start} to {stop}")
-        cells |= (1 << stop) - (1 << start)
-    return cells
+        if not before < start < stop:
+            raise ValueError(f"a piece from {start} to {stop} behind one to {before}")
+        bits[start:stop] = b"1" * (stop - start)
+        before = stop
+    bits.reverse()
+    return int(bits or b"0", 2)
 
 
 def first(cells: int, count: int) -> int:
     """The first so many of a set of cells."""
-    found = 0
-    for start, stop in _runs(cells):
-        if count <= 0:
-            break
-        found |= (1 << min(stop, start + count)) - (1 << start)
-        count -= stop - start
-    return found
+    low, high = 0, cells.bit_length()
+    while low < high:  # how many bits, from the lowest, hold so many
+        middle = (low + high) // 2
+        if (cells & (1 << middle) - 1).bit_count() < count:
+            low = middle + 1
+        else:
+            high = middle
+    return cells & (1 << low) - 1
 
 
 def _runs(cells: int) -> Iterator[tuple[int, int]]:
-    at = 0
-    while cells:
-        gap = (cells & -cells).bit_length() - 1
-        cells >>= gap
-        length = (~cells & (cells + 1)).bit_length() - 1
-        yield at + gap, at + gap + length
-        cells >>= length
-        at += gap + length
+    # One walk over the bits as text: to shift the set itself by every piece is quadratic.
+    bits = f"0{cells:b}"[::-1]
+    start = bits.find("1")
+    while start >= 0:
+        stop = bits.find("0", start)
+        yield start, stop
+        start = bits.find("1", stop)

@@ -34,7 +34,7 @@ from batchrank.blame import Blame
 from batchrank.budget import Budget
 from batchrank.causes import Causes, DiskProbe
 from batchrank.claim import Claim
-from batchrank.config import JobConfig, coordinator_key
+from batchrank.config import JobConfig
 from batchrank.digests import Digests
 from batchrank.dispatch import Sender, dispatch
 from batchrank.earlier import Previous
@@ -235,7 +235,6 @@ class Session:
             headers["Authorization"] = f"Bearer {key}"
         share = leased(
             self._request.coordinator,
-            coordinator_key(),
             self._request.shard,
             rate,
             self._halt.unless_halted,

@@ -30,7 +30,8 @@ from distributed.utils import get_ip
 
 from batchrank.claim import marked_in
 from batchrank.config import JobConfig, coordinator_key, load_for_job
-from batchrank.coordinator import LeaseApi, is_loopback, serving
+from batchrank.coordinator import serving
+from batchrank.coordinator_secret import is_loopback
 from batchrank.ending import finish
 from batchrank.errors import AGAIN, BatchrankError, ConfigInvalid, ExitCode, TryLater
 from batchrank.halt import DRAIN_SECONDS
@@ -251,8 +252,7 @@ def lending(client: Client, rate: RateLimits, shards: int) -> Iterator[str | Non
     if not any(limits.values()) or (secret is None and not is_loopback(host)):
         yield None
         return
-    api = LeaseApi(Coordinator(shards, time.monotonic(), **limits), secret)
-    door = serving(api, host, 0)
+    door = serving(Coordinator(shards, time.monotonic(), **limits), secret, host, 0)
     url: str = client.sync(door.__aenter__)  # in Dask's own event loop
     try:
         yield url

@@ -12,6 +12,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pyarrow.parquet as pq
+import pytest
 from helpers import (
     PROGRAM,
     Server,
@@ -28,7 +29,15 @@ from helpers import (
 )
 
 RPM = 1500
+CANARY = "s3cret-canary"
 LEASE_SECONDS = 2.0
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of the test's own, where the secrets lie."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
 
 
 @contextmanager
@@ -53,9 +62,11 @@ def coordinating(
 
 
 def posted(url: str, body: bytes, **headers: str) -> tuple[int, Any]:
-    """The status and the answer, where there is one."""
+    """The status and the answer, where there is one. Underscores are hyphens in headers."""
+    given = {"Content-Type": "application/json", "Authorization": f"Bearer {CANARY}"}
+    given |= {name.replace("_", "-"): text for name, text in headers.items()}
     try:
-        with urlopen(Request(url + "/lease", body, headers), timeout=60) as answer:
+        with urlopen(Request(url + "/lease", body, given), timeout=60) as answer:
             return answer.status, json.loads(answer.read())
     except HTTPError as error:
         return error.code, None
@@ -149,7 +160,7 @@ def test_beyond_loopback_there_must_be_a_secret() -> None:
 def test_who_does_not_know_the_secret_gets_nothing(tmp_path: Path) -> None:
     key = {"BATCHRANK_COORDINATOR_KEY": "s3cret-canary"}
     with serving() as server, coordinating(**key) as (process, url):
-        assert posted(url, b"{}")[0] == 401
+        assert posted(url, b"{}", Authorization="")[0] == 401
         assert posted(url, b"{}", Authorization="Bearer s3cret-canarY")[0] == 401
         assert posted(url, b"{}", Authorization="Bearer s3cret-canary")[0] == 400
         rows = an_input(tmp_path, "t", 3)
@@ -175,13 +186,15 @@ def test_what_is_no_ask_is_refused_and_harms_nobody() -> None:
         {**good, "seat": -1},
         {**good, "worker": "w" * 10_000},
     ]
-    with coordinating() as (_, url):
+    with coordinating(BATCHRANK_COORDINATOR_KEY=CANARY) as (_, url):
         for body in (
             b"",
             b"[]",
             b"{",
             b"\xff",
             b'{"worker": 1}',
+            b'{"holding": ' + b"[" * 500_000,
+            b'{"serial": ' + b"9" * 1_000_000 + b"}",
             *(json.dumps(o).encode() for o in odd),
         ):
             assert posted(url, body)[0] == 400, body
