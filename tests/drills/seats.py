@@ -22,7 +22,7 @@ from drills.frame import Drill, Patch, begun, breaks, patched
 from drills.pace import told
 
 RPM = 1500
-MOST_CPU_SECONDS = 1.0
+MOST_CPU_SECONDS = 0.3
 """Far above what an ask takes (0.03 s), far below what it took (8 s)."""
 
 PAGES: list[tuple[str, dict[str, str | None]]] = [
@@ -157,7 +157,7 @@ NO_SECRET = Patch("coordinator.py", "if not bears(request, self._secret):", "if 
 QUADRATIC = Patch(
     "seats.py",
     "    bits.reverse()\n",
-    "    cells = 0\n    for start, stop in pieces:\n        cells |= (1 << stop) - (1 << start)\n"
+    "    cells = 0\n    for start, stop in reversed(pieces):\n        cells |= (1 << stop) - (1 << start)\n"
     "    bits.reverse()\n",
 )
 
