@@ -157,7 +157,8 @@ NO_SECRET = Patch("coordinator.py", "if not bears(request, self._secret):", "if 
 QUADRATIC = Patch(
     "seats.py",
     "    bits.reverse()\n",
-    "    cells = 0\n    for start, stop in reversed(pieces):\n        cells |= (1 << stop) - (1 << start)\n"
+    "    cells = 0\n    for start, stop in reversed(pieces):\n"
+    "        cells |= (1 << stop) - (1 << start)\n"
     "    bits.reverse()\n",
 )
 
