@@ -46,6 +46,7 @@ END_SECONDS = 0.6
 """A change that is later before the end of the process may have come after the last look."""
 
 MOVED = "changed while the run was at work"
+ANSWERED = "is not what it was when it was scored"
 BEGUN_ANEW = "begun with another input"
 
 
@@ -375,6 +376,9 @@ def between(trials: int, seed: int, folder: Path) -> str:
             if trial % 4 and row < done:
                 assert code == 65 and BEGUN_ANEW in stderr, f"{trial}: {code}, {last_line(stderr)}"
                 assert server.received == before, "something was sent"
+                refused += 1
+            elif trial % 4 and ANSWERED in stderr:  # an answer to the old row waits for its part
+                assert code == 65, f"{trial}: ended with {code}"
                 refused += 1
             else:
                 assert code == 0, f"{trial}: ended with {code}: {last_line(stderr)}"
