@@ -16,6 +16,7 @@ from batchrank import __version__, leaving
 from batchrank.coordinate import coordinate
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed, escape
 from batchrank.logs import log, log_to_stderr
+from batchrank.no_memory import check_address_space, lack_of_memory
 from batchrank.number_options import Amount, count
 from batchrank.options import (
     SHARD,
@@ -46,6 +47,7 @@ def cli() -> None:
     batchrank run rows.parquet -o scores        score; again to resume
     batchrank evaluate scores --qrels q.parquet
     """
+    check_address_space()
 
 
 @cli.command()
@@ -492,6 +494,10 @@ def _deaf() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _fail(error: BatchrankError) -> None:
+    _end(str(error), error.code)
+
+
 def main() -> None:
     """The command `batchrank`."""
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -504,7 +510,7 @@ def main() -> None:
         with rarely_collected():
             cli.main(prog_name="batchrank", standalone_mode=False)
     except BatchrankError as error:
-        _end(str(error), error.code)
+        _fail(lack_of_memory(error) or error)
     except click.UsageError as error:
         click.UsageError(escape(error.format_message()), error.ctx).show()
         sys.exit(ExitCode.USAGE)
@@ -512,8 +518,17 @@ def main() -> None:
         leaving.decide(ExitCode.INTERRUPTED)
         sys.exit(ExitCode.INTERRUPTED)
     except OSError as error:  # what the system refuses is no bug of ours, if it says of what
+        if (lack := lack_of_memory(error)) is not None:
+            _fail(lack)
         if error.filename is None:
             raise
         unusable = error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP, errno.ENOTDIR)
         code = ExitCode.OUTPUT_UNUSABLE if unusable else ExitCode.IO_FAILED
         _end(f"{str(error.filename)[:300]}: {error.strerror}.", code)
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic of polars is no Exception
+        lack = lack_of_memory(error)
+        if lack is None:
+            raise
+        _fail(lack)

@@ -118,6 +118,12 @@ class StorageFailed(BatchrankError):
     code = ExitCode.IO_FAILED
 
 
+class OutOfMemory(BatchrankError):
+    """There was not enough memory; the same command goes on where there is more."""
+
+    code = ExitCode.IO_FAILED
+
+
 class TryLater(BatchrankError):
     """Another process holds the output, or the endpoint was out of reach for too long."""
 

@@ -18,6 +18,7 @@ import msgspec
 import pyarrow as pa
 
 from batchrank.errors import BatchrankError, InputBad, StorageFailed
+from batchrank.no_memory import lack_of_memory
 from batchrank.places import Place, Remote, opened, plain
 
 AGAIN = frozenset(
@@ -185,6 +186,8 @@ def looking_at(argument: object) -> Iterator[None]:
 
 def unreadable(place: object, error: Exception) -> BatchrankError:
     """Say whether a file that cannot be read is damaged, or out of reach for the moment."""
+    if (lack := lack_of_memory(error)) is not None:
+        return lack
     again = isinstance(error, OSError) and (isinstance(place, Remote) or error.errno in AGAIN)
     return (StorageFailed if again else InputBad)(f"{place}: cannot be read: {plain(error)}")
 

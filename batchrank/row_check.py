@@ -18,7 +18,8 @@ from weakref import finalize
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchrank.errors import StorageFailed
+from batchrank.errors import OutOfMemory, StorageFailed
+from batchrank.no_memory import LEAST_BYTES, address_space
 from batchrank.places import Place, Remote
 from batchrank.python_child import python_command
 
@@ -42,7 +43,8 @@ class RowChecker:
         """Return the size of the largest of a row group's first rows, in these columns; 0 where the
         rows cannot be read, and more than `MOST_ROW_BYTES` where one is too large to be held.
 
-        Raises `StorageFailed` where no process can be started.
+        Raises `StorageFailed` where no process can be started, `OutOfMemory` where a limit on this
+        process leaves the child no room.
         """
         child = self._running()
         assert child.stdin is not None and child.stdout is not None
@@ -51,6 +53,12 @@ class RowChecker:
             child.stdin.flush()
         answer = int(child.stdout.readline() or _TOO_LARGE)  # it died: of memory, or of the file
         if answer == _TOO_LARGE:
+            limit = address_space()
+            if limit is not None and limit < LEAST_BYTES + _MEMORY:
+                raise OutOfMemory(
+                    f"{place}: its packed rows cannot be measured within {limit >> 20:,} MB of "
+                    f"address space (ulimit -v); {LEAST_BYTES + _MEMORY >> 20:,} MB are wanted."
+                )
             return MOST_ROW_BYTES + 1
         return 0 if answer == _UNREADABLE else answer
 

@@ -300,7 +300,7 @@ def footer(path: InputFile) -> tuple[FileIdentity, pa.Schema]:
                 return identity, parquet.schema_arrow
         except (pa.ArrowException, OSError, ValueError) as error:
             path.check()
-            if isinstance(error, OSError) and error.errno is not None:
+            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
                 raise unreadable(path.place, error) from error
             raise InputBad(f"{path}: not a readable Parquet file: {plain(error)}") from error
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from batchrank.errors import InputBad, StorageFailed
 from batchrank.input_file import InputFile
+from batchrank.no_memory import lack_of_memory
 from batchrank.places import plain
 from batchrank.schema import Columns
 from batchrank.shapes.groups import Gathered, Groups, pieces
@@ -116,7 +117,8 @@ class Grouped(Source):
             raise
         except (pa.ArrowException, UnicodeDecodeError) as error:
             self.check()
-            raise InputBad(f"{self.files[0].name}: cannot be read: {plain(error)}") from error
+            bad = InputBad(f"{self.files[0].name}: cannot be read: {plain(error)}")
+            raise lack_of_memory(error) or bad from error
         except Exception:
             self.check()
             raise
