@@ -29,7 +29,9 @@ def lack_of_memory(error: BaseException) -> OutOfMemory | None:
     None for every other.
     """
     found = _cause(error, set())
-    return None if found is None else OutOfMemory(f"no memory is left{_wanted(found)}{_advice()}")
+    if found is None or isinstance(found, OutOfMemory):
+        return found
+    return OutOfMemory(f"no memory is left{_wanted(found)}{_advice()}")
 
 
 def _cause(error: BaseException | None, seen: set[int]) -> BaseException | None:

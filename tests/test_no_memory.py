@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from helpers import PROGRAM, clean, table, written
 
-from batchrank.errors import ExitCode, InputBad
+from batchrank.errors import ExitCode, InputBad, OutOfMemory
 from batchrank.no_memory import lack_of_memory
 
 
@@ -70,6 +70,11 @@ def failures() -> list[BaseException]:
 def test_every_name_of_a_lack_of_memory_is_known(error: BaseException) -> None:
     found = lack_of_memory(error)
     assert found is not None and found.code == ExitCode.IO_FAILED
+
+
+def test_what_says_it_already_is_not_said_anew() -> None:
+    error = OutOfMemory("these rows cannot be measured")
+    assert lack_of_memory(error) is error
 
 
 def test_what_was_wanted_is_said() -> None:
