@@ -9,7 +9,7 @@ from pathlib import Path
 
 from drills.disk import power_cut
 from drills.frame import Drill, Patch, breaks, patched
-from drills.ownership import many_at_once
+from drills.ownership import many_at_once, many_states
 
 NO_FOLDER_SYNC = Patch("atomic_files.py", "        os.fsync(descriptor)\n", "        pass\n")
 NO_FILE_SYNC = Patch(
@@ -19,6 +19,11 @@ NO_FILE_SYNC = Patch(
 )
 NO_LOCK = Patch(
     "checkpoint.py", "            flock(descriptor, LOCK_EX | LOCK_NB)\n", "            pass\n"
+)
+NO_LOCK_OF_OUTPUT = Patch(
+    "claim.py",
+    "            holding.enter_context(checkpoint.locked(home, out))\n",
+    "            pass\n",
 )
 SHORT_LOG = Patch(
     "checkpoint.py",
@@ -62,8 +67,16 @@ def without_lock(trials: int, seed: int, folder: Path) -> str:
     return f"many-at-once breaks without the lock: {said}"
 
 
+def without_lock_of_output(trials: int, seed: int, folder: Path) -> str:
+    """Two runs with two states work on one output."""
+    with patched(folder, NO_LOCK_OF_OUTPUT):
+        said = breaks(lambda: many_states(trials, seed, folder), "exit codes")
+    return f"many-states breaks without the lock in the output: {said}"
+
+
 DRILLS = [
     Drill((4,), "control-folder-sync", without_folder_sync, QUICK, 90),
     Drill((4,), "control-file-sync", without_file_sync, QUICK, 90),
     Drill((8,), "control-lock", without_lock, 1, 3),
+    Drill((37,), "control-lock-of-output", without_lock_of_output, 1, 3),
 ]

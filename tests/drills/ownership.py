@@ -67,6 +67,35 @@ def many_at_once(trials: int, seed: int, folder: Path) -> str:
     )
 
 
+# 37
+
+
+def many_states(trials: int, seed: int, folder: Path) -> str:
+    """Runs on one output, each with a state of its own: one works, and nothing is paid twice."""
+    random, refused = Random(seed), 0
+    with job(folder, rows=160, rows_per_part=50, max_in_flight=32, seconds=0.1) as one:
+        for trial in range(trials):
+            out, count = folder / f"out-{trial}", random.randint(2, 4)
+            before = one.server.ledger()["requests"]
+            states = [folder / f"state-{trial}-{number}" for number in range(count)]
+            commands = [[*one.command(out), "--max-in-flight", 4, "--state-dir"] for _ in states]
+            ends = [
+                ended(process, 120)
+                for process in [
+                    begun([*command, state])
+                    for command, state in zip(commands, states, strict=True)
+                ]
+            ]
+            where = f"{count} states, seed {seed}"
+            codes = sorted(code for code, _, _ in ends)
+            assert codes == [0, *[75] * (count - 1)], f"{where}: exit codes {codes}"
+            sent = one.server.ledger()["requests"] - before
+            assert sent == len(one.contents), f"{where}: {sent} requests for {len(one.contents)}"
+            identical(one, out)
+            refused += count - 1
+    return f"{trials} times one of 2 to 4 with their own states worked; {refused} sent nothing"
+
+
 def _start_of(count: int) -> float:
     """How long so many commands that do nothing take together: a busy machine is not to blame."""
     began = time.monotonic()
@@ -198,4 +227,5 @@ def _begun(one: Job, out: Path, parts: int) -> Path:
 DRILLS = [
     Drill((8,), "many-at-once", many_at_once, 1, 50),
     Drill((9,), "changed", changed, 3, 60),
+    Drill((37,), "many-states", many_states, 1, 20),
 ]
