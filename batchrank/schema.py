@@ -104,7 +104,12 @@ def check_priority(file: str, schema: pa.Schema, name: str | None) -> None:
     """Refuse a column of priorities that is not there, or has no order that Parquet knows."""
     if name is None:
         return
-    check_names(file, schema, [name])
+    if name not in schema.names:
+        raise InputBad(
+            f'{file}: no column "{name}" for --priority-column; it has {listing(schema.names)}.'
+            f"{nearest(name, schema.names)}"
+        )
+    check_once(file, schema, [name])
     kind = schema.field(name).type
     if not any(is_one(kind) for is_one in _PRIORITIES):
         raise InputBad(

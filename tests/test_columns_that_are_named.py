@@ -109,7 +109,7 @@ def test_a_priority_column_is_there(server: Server, tmp_path: Path, shape: str) 
     arguments = [*laid(shape, tmp_path), "--priority-column", "quary"]
     done = inside(*fast(server, tmp_path / "out", *arguments))
     assert done.returncode == 65
-    assert 'no column "quary"; it has ' in done.stderr
+    assert 'no column "quary" for --priority-column; it has ' in done.stderr
     assert "Did you mean query" in done.stderr
     assert not (tmp_path / "out").exists()
 
