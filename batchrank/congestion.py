@@ -4,8 +4,8 @@ A 429 tells the speed at which there was too much. The speed falls by three tent
 endpoint's second or minute is used up, returns to just below where it was refused and stays there
 for a while, since a true limit seldom moves; then it feels its way up, slowly at first and faster
 for as long as nothing is refused. TCP's CUBIC remembers the last refusal in the same way (RFC
-9438). Another 429 soon after the fall says that the limit is lower: then what was let in since
-the fall tells how much lower, and where nothing was let in nothing is known.
+9438). Another 429 says that the limit is lower: the share of requests that was let in since the
+fall tells how much lower, and where nothing was let in nothing is known.
 
 Against a server that bears a third of what was configured, a second and a minute at a time, 50 ms
 away: 97.5 % of what it bears over five minutes with 0.3 % refused; falling and creeping back alone
@@ -23,7 +23,6 @@ _HOLD_SECONDS = 10.0
 _FEELER = 0.01
 _FEELER_DOUBLES_SECONDS = 5.0
 _ONE_CONGESTION_SECONDS = 1.0
-_SOON_SECONDS = 1.5
 
 
 class Congestion:
@@ -54,6 +53,10 @@ class Congestion:
         """A request was let in."""
         self._let_in += 1
 
+    def forget(self, now: float) -> None:
+        """What was refused was not refused for the rate: feel the way up from here."""
+        self._level, self._since, self._refused_at = self.ceiling(now), now, None
+
     def refused(self, now: float, sent_at: float, speed: float) -> None:
         """A request sent at that instant was too much; `speed` is the share in use now.
 
@@ -65,8 +68,7 @@ class Congestion:
         if sent_at < self._slowed_at + _ONE_CONGESTION_SECONDS:
             return
         borne = speed
-        fallen = self._slowed_at > -inf
-        if fallen and (now - self._slowed_at < _SOON_SECONDS or not self._let_in):
+        if self._slowed_at > -inf:
             borne *= self._let_in / (self._let_in + self._refused)
         self._refused_at = borne or None
         self._level = max(LEAST_SPEED, FALL * borne)

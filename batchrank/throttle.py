@@ -18,21 +18,27 @@ each spaced evenly still meet. A larger share is climbed into, a smaller one cou
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from copy import copy
 from math import inf
 from typing import NamedTuple
 
 from aiolimiter import AsyncLimiter
 
 from batchrank.account import TokenAccount
+from batchrank.at_once import AtOnce
 from batchrank.congestion import Congestion
 from batchrank.dealt import Dealt, Held
 from batchrank.errors import ContractBroken, TryLater
 from batchrank.limits import AIM, RateLimits
 from batchrank.retry import Health
 from batchrank.time_left import Pacing
+from batchrank.used_minute import UsedMinute
 
 _BUCKET_SECONDS = 0.004
 _LEAST_CREDIT = 20
+_CATCHES_UP = 1.1
+"""So much faster than a learnt minute's even pace requests go that make up for what was late."""
+_LONGEST_ANSWER_SECONDS = 600.0
 _IDLE_SECONDS = 1.0
 """After so long without a request the next ones rise from nothing again, as at the start."""
 
@@ -88,7 +94,11 @@ class Throttle:
             self._account.share_of(self._share, held.fair, self._turn_seconds)
         self._ramp_seconds = limits.ramp_seconds
         self._start_speed = self._climb_from = _start_speed(per_second)
-        self._congestion = Congestion(self._clock())
+        self._congestion = self._before_refusals = Congestion(self._clock())
+        self._minute = UsedMinute()
+        self._at_once = AtOnce()
+        self._under_way: dict[float, int] = {}
+        self._answered = asyncio.Event()
         self._ramp_since = self._latest = self._clock()
         self._paused_until = float("-inf")
         self._requests = self._tokens = 0
@@ -111,29 +121,44 @@ class Throttle:
             while True:
                 await self._timed("pause", self._pause_over())
                 await self._timed("tokens", self._account.room_for(tokens))
+                await self._timed("requests", self._learnt_limits_allow())
                 await self._timed("requests", self._pace.turn(self._speed_now))
                 # No pause was asked for in the meantime, and no share lost.
-                if self._clock() >= self._paused_until and self._still_has_room_for(tokens):
+                if (
+                    self._clock() >= self._paused_until
+                    and self._still_has_room_for(tokens)
+                    and self._learnt_wait() <= 0
+                ):
                     break
             self._account.charge(tokens)
             self._requests, self._tokens = self._requests + 1, self._tokens + tokens
             self._latest = self._clock()
+            self._note_sent(self._latest)
             return self._latest
 
     def settle(self, estimated: int, actual: int, sent_at: float | None = None) -> None:
         """Charge or refund what the usage reported differs from what was admitted at `sent_at`."""
         self._account.charge(actual - estimated, sent_at, estimate=estimated)
 
-    def succeeded(self) -> None:
-        """A request was answered."""
-        self._health.succeeded(self._clock())
+    def succeeded(self, sent_at: float | None = None) -> None:
+        """A request admitted at `sent_at` was answered; the oldest under way if that is None."""
+        now = self._clock()
+        self._health.succeeded(now)
         self._congestion.succeeded()
         self._mended.set()
+        if sent_at is None:
+            sent_at = next(iter(self._under_way), None)
+        if self._under_way.pop(sent_at, 0) and self._minute.let_in(now, sent_at):
+            self._congestion = self._before_refusals  # they were the minute's, not the rate's
+            self._begin_climb(self._start_speed)
+        self._answered.set()
 
-    def failed(self, reason: str, *, broken: bool) -> None:
-        """A request was not answered, or not with a rerank answer (`broken`). Raises
-        `ContractBroken` once nothing else has ever come.
+    def failed(self, reason: str, *, broken: bool, sent_at: float | None = None) -> None:
+        """A request admitted at `sent_at` was not answered, or not with a rerank answer
+        (`broken`). Raises `ContractBroken` once nothing else has ever come.
         """
+        self._under_way.pop(sent_at, 0)
+        self._answered.set()
         self._health.failed(self._clock(), reason, broken=broken)
         if self._health.speaks_otherwise:
             raise ContractBroken(
@@ -151,13 +176,24 @@ class Throttle:
         now = self._clock()
         if after_seconds is not None:
             self._paused_until = max(self._paused_until, now + after_seconds)
+        number = self._under_way.pop(sent_at, 0)
+        self._answered.set()
+        if self._minute.row == 0:
+            self._before_refusals = copy(self._congestion)
+        if number and self._minute.refuse(
+            now, sent_at, alone=not self._under_way, after=after_seconds
+        ):
+            return
+        if number and self._at_once.refuse(now, number):
+            self._congestion.forget(now)
+            return
         self._congestion.refused(now, sent_at, self.speed)
 
     @property
     def speed(self) -> float:
         """The share of the configured rate that is in use now."""
         now = self._clock()
-        ceiling = self._congestion.ceiling(now)
+        ceiling = self._ceiling(now)
         if self._ramp_seconds <= 0:
             return ceiling
         climbed = (now - self._ramp_since) / self._ramp_seconds
@@ -185,7 +221,7 @@ class Throttle:
         return Pacing(
             speed=self.speed,
             climb_per_second=(1 - self._start_speed) / ramp if ramp > 0 else 0.0,
-            ceiling=self._congestion.ceiling(now),
+            ceiling=self._ceiling(now),
             start_speed=self._start_speed,
             admitted=served.requests,
             waited_seconds=served.waited,
@@ -218,8 +254,37 @@ class Throttle:
         if share != self._share:
             in_use = self._share * self.speed
             self._share = share
+            self._minute.forget_limit()
             self._account.share_of(share, self._held.fair, self._turn_seconds)
             self._begin_climb(max(self._start_speed, min(1.0, in_use / share)) if share else 0.0)
+
+    def _ceiling(self, now: float) -> float:
+        """The share of the rate that the endpoint bears, as far as is known."""
+        ceiling, rate = self._congestion.ceiling(now), self._per_second * self._share
+        return min(ceiling, _CATCHES_UP * self._minute.per_second(now) / rate) if rate > 0 else ceiling
+
+    def _note_sent(self, now: float) -> None:
+        if self._pace.limited:
+            self._under_way[now] = number = len(self._under_way) + 1
+            self._at_once.send(number)
+            self._minute.admit(now)
+
+    def _learnt_wait(self) -> float:
+        """Seconds until the limits that were learnt allow a request, unless an answer comes."""
+        now = self._clock()
+        if len(self._under_way) >= self._at_once.most(now):
+            return _LONGEST_ANSWER_SECONDS
+        return self._minute.wait(now)
+
+    async def _learnt_limits_allow(self) -> None:
+        while (wait := self._learnt_wait()) > 0:
+            self._answered.clear()
+            try:
+                async with asyncio.timeout(wait):
+                    await self._answered.wait()
+            except TimeoutError:
+                if wait == _LONGEST_ANSWER_SECONDS:  # who is gone without a word holds no place
+                    self._under_way.pop(next(iter(self._under_way)))
 
     def _begin_climb(self, speed: float) -> None:
         self._climb_from, self._ramp_since = speed, self._clock()
