@@ -1,94 +1,88 @@
-"""A limit on requests at once that nobody told: learn it from how many were under way.
+"""Learn from refusals how many requests the endpoint takes at once.
 
-Pure: instants are the caller's, in seconds. A request is refused for its number when those sent
-with as many others under way are mostly refused and those with fewer are not. A limit in time
-refuses at any number. A limit that is known is tried again by one more, ever more seldom.
+Pure: instants are given, in seconds. A limit in time refuses whatever number of requests is under
+way. A limit on requests at once refuses those with which the most are under way, and no others. A
+limit that was learnt is tried by one more request, ever more seldom while that one is refused.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from math import inf
 
-_CONGESTIONS = 3
-_LEAST_REFUSED = 3
-_MOSTLY = 0.4
-_NEARLY_ALL = 0.85
+_CONGESTIONS = 4
+_OF_THE_MOST = 3
+"""So many of the last congestions begin at the highest numbers where those are the reason."""
+_MOSTLY = 0.15
+"""The share of requests at those numbers that begin a congestion. Where the limit is one in time
+it is a hundredth; where it is not, requests on their way to and from the endpoint hide some."""
 _APART_SECONDS = 1.0
-_MOST_TALLIED = 2000
 _HOLD_SECONDS = 15.0
 _LONGEST_HOLD_SECONDS = 240.0
 _NEXT_SECONDS = 1.0
 _ENOUGH = 20
+"""So many requests in a row that were let in raise the limit by one."""
 
 
 class AtOnce:
-    """How many requests may be under way at once."""
+    """The number of requests that may be under way at once."""
 
     def __init__(self) -> None:
         self._limit: int | None = None
         self._sent: Counter[int] = Counter()
-        self._refused: Counter[int] = Counter()
-        self._congestions = 0
+        self._congestions: deque[tuple[int, Counter[int]]] = deque(maxlen=_CONGESTIONS)
         self._refused_at = -inf
         self._hold_seconds = _HOLD_SECONDS
         self._tries_at = inf
 
     def most(self, now: float) -> float:
-        """How many may be under way, this one among them."""
+        """Return how many may be under way, the next one among them."""
         if self._limit is None:
             return inf
         if now < self._tries_at:
             return self._limit
-        tried = self._limit + 1
-        if self._sent[tried] >= _ENOUGH:
-            self._limit, self._tries_at = tried, now + _NEXT_SECONDS
+        if self._sent[self._limit + 1] >= _ENOUGH:
+            self._learn(self._limit + 1, now + _NEXT_SECONDS)
             self._hold_seconds = _HOLD_SECONDS
-            self._forget()
-            return tried
-        return tried
+        return self._limit + 1
 
     def send(self, number: int) -> None:
-        """A request is sent with which so many are under way."""
+        """Note a request with which so many are under way."""
         self._sent[number] += 1
-        if self._sent[number] >= _MOST_TALLIED:
-            for tally in (self._sent, self._refused):
-                for one in tally:
-                    tally[one] //= 2
 
     def refuse(self, now: float, number: int) -> bool:
-        """One sent with so many under way was refused. Return True where that is the reason."""
-        self._refused[number] += 1
-        if now - self._refused_at >= _APART_SECONDS:
-            self._congestions += 1
-            self._refused_at = now
+        """Note that a request with which so many were under way is refused. Return True where that
+        number is the reason.
+        """
         if self._limit is not None and number > self._limit:
             if now >= self._tries_at:
                 self._hold_seconds = min(2 * self._hold_seconds, _LONGEST_HOLD_SECONDS)
                 self._tries_at = now + self._hold_seconds
-                self._sent[number] = 0
+            self._sent[number] = 0
             return True
+        if now - self._refused_at < _APART_SECONDS:
+            return False
+        self._refused_at = now
+        self._congestions.append((number, self._sent))
+        self._sent = Counter()
         least = self._least_refused()
         if least is None:
             return False
-        self._limit = max(1, least - 1)
-        self._tries_at = now + self._hold_seconds
-        self._forget()
+        self._learn(max(1, least - 1), now + self._hold_seconds)
         return True
 
     def _least_refused(self) -> int | None:
-        """The number from which on requests are refused, and below which they are not."""
-        total = self._refused.total()
-        if total < _LEAST_REFUSED or (self._limit is None and self._congestions < _CONGESTIONS):
+        """Return the number from which on requests are refused, if the number is the reason."""
+        numbers = sorted((number for number, _ in self._congestions), reverse=True)
+        if len(numbers) < _OF_THE_MOST:
             return None
-        for number in sorted(one for one, times in self._refused.items() if times):
-            refused = sum(times for one, times in self._refused.items() if one >= number)
-            sent = sum(times for one, times in self._sent.items() if one >= number)
-            if refused < _NEARLY_ALL * total:
-                return None
-            if refused >= max(_LEAST_REFUSED, _MOSTLY * sent):
-                return number
-        return None
+        least = numbers[_OF_THE_MOST - 1]
+        sent = sum(
+            times for _, tally in self._congestions for number, times in tally.items()
+            if number >= least
+        )
+        refused = sum(number >= least for number in numbers)
+        return least if refused >= _MOSTLY * sent else None
 
-    def _forget(self) -> None:
-        self._sent.clear()
-        self._refused.clear()
-        self._congestions = 0
+    def _learn(self, limit: int, tries_at: float) -> None:
+        self._limit, self._tries_at = limit, tries_at
+        self._sent = Counter()
+        self._congestions.clear()

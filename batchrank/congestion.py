@@ -20,6 +20,9 @@ LEAST_SPEED = 0.01
 CREEP_PER_SECOND = 0.02
 _RETURN_PER_SECOND = 0.25
 _HOLD_SECONDS = 10.0
+_LONGEST_HOLD = 20.0
+_SAME = 0.025
+_STAY_NEARER = 0.98
 _FEELER = 0.01
 _FEELER_DOUBLES_SECONDS = 5.0
 _ONE_CONGESTION_SECONDS = 1.0
@@ -33,6 +36,7 @@ class Congestion:
         self._since = now
         self._slowed_at = -inf
         self._refused_at: float | None = None
+        self._stay_below, self._hold_seconds = STAY_BELOW, _HOLD_SECONDS
         self._let_in = self._refused = 0
 
     def ceiling(self, now: float) -> float:
@@ -40,12 +44,12 @@ class Congestion:
         elapsed = now - self._since
         if self._refused_at is None:
             return min(1.0, self._level + CREEP_PER_SECOND * elapsed)
-        stay = STAY_BELOW * self._refused_at
+        stay = self._stay_below * self._refused_at
         return_per_second = _RETURN_PER_SECOND * self._refused_at
         back = (stay - self._level) / return_per_second
         if elapsed < back:
             return self._level + return_per_second * elapsed
-        feeling = max(0.0, elapsed - back - _HOLD_SECONDS)
+        feeling = max(0.0, elapsed - back - self._hold_seconds)
         doublings = min(20.0, feeling / _FEELER_DOUBLES_SECONDS)
         return min(1.0, stay * (1 + _FEELER * (2**doublings - 1)))
 
@@ -70,7 +74,14 @@ class Congestion:
         borne = speed
         if self._slowed_at > -inf:
             borne *= self._let_in / (self._let_in + self._refused)
+        self._confirm(borne)
         self._refused_at = borne or None
         self._level = max(LEAST_SPEED, FALL * borne)
         self._since = self._slowed_at = now
         self._let_in = self._refused = 0
+
+    def _confirm(self, borne: float) -> None:
+        """Stay longer and nearer where the limit is found at the same place again."""
+        same = self._refused_at and abs(borne / self._refused_at - 1) < _SAME
+        self._stay_below = _STAY_NEARER if same else STAY_BELOW
+        self._hold_seconds = min(2 * self._hold_seconds, _LONGEST_HOLD) if same else _HOLD_SECONDS

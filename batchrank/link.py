@@ -149,12 +149,12 @@ class Link:
             throttled = isinstance(verdict, Again) and verdict.throttled
             self._series.unanswered(_reason(verdict), throttled=throttled)
         if not isinstance(verdict, Again):
-            self._throttle.succeeded()
+            self._throttle.succeeded(sent_at)
             return
         if verdict.throttled:
             self._throttle.throttled(sent_at, verdict.after_seconds)
         try:
-            self._throttle.failed(verdict.reason, broken=verdict.broken)
+            self._throttle.failed(verdict.reason, broken=verdict.broken, sent_at=sent_at)
         except BatchrankError as error:
             self._halt.set(error, DRAIN_SECONDS)
 

@@ -18,26 +18,23 @@ each spaced evenly still meet. A larger share is climbed into, a smaller one cou
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from copy import copy
 from math import inf
 from typing import NamedTuple
 
 from aiolimiter import AsyncLimiter
 
 from batchrank.account import TokenAccount
-from batchrank.at_once import AtOnce
-from batchrank.congestion import Congestion
 from batchrank.dealt import Dealt, Held
 from batchrank.errors import ContractBroken, TryLater
+from batchrank.learnt_limits import LearntLimits
 from batchrank.limits import AIM, RateLimits
 from batchrank.retry import Health
 from batchrank.time_left import Pacing
-from batchrank.used_minute import UsedMinute
 
 _BUCKET_SECONDS = 0.004
 _LEAST_CREDIT = 20
-_CATCHES_UP = 1.1
-"""So much faster than a learnt minute's even pace requests go that make up for what was late."""
+_SHORT_PAUSE_SECONDS = 1.2
+"""A pause of a second's limit: what is learnt of the rate goes on, nothing rises anew."""
 _LONGEST_ANSWER_SECONDS = 600.0
 _IDLE_SECONDS = 1.0
 """After so long without a request the next ones rise from nothing again, as at the start."""
@@ -66,7 +63,7 @@ class Throttle:
     """The account's gate. `clock` is the loop's; all amounts are per second inside.
 
     `speed` is the share of the configured rate in use: it climbs from a tenth or so to 1 over
-    `ramp_seconds` at the start and after a pause, no higher than what `congestion` has learnt.
+    `ramp_seconds` at the start and after a pause, no higher than what `learnt_limits` bear.
     """
 
     def __init__(
@@ -94,10 +91,7 @@ class Throttle:
             self._account.share_of(self._share, held.fair, self._turn_seconds)
         self._ramp_seconds = limits.ramp_seconds
         self._start_speed = self._climb_from = _start_speed(per_second)
-        self._congestion = self._before_refusals = Congestion(self._clock())
-        self._minute = UsedMinute()
-        self._at_once = AtOnce()
-        self._under_way: dict[float, int] = {}
+        self._learnt = LearntLimits(self._clock())
         self._answered = asyncio.Event()
         self._ramp_since = self._latest = self._clock()
         self._paused_until = float("-inf")
@@ -127,13 +121,14 @@ class Throttle:
                 if (
                     self._clock() >= self._paused_until
                     and self._still_has_room_for(tokens)
-                    and self._learnt_wait() <= 0
+                    and self._learnt.wait(self._clock()) <= 0
                 ):
                     break
             self._account.charge(tokens)
             self._requests, self._tokens = self._requests + 1, self._tokens + tokens
             self._latest = self._clock()
-            self._note_sent(self._latest)
+            if self._pace.limited:
+                self._learnt.send(self._latest)
             return self._latest
 
     def settle(self, estimated: int, actual: int, sent_at: float | None = None) -> None:
@@ -144,12 +139,8 @@ class Throttle:
         """A request admitted at `sent_at` was answered; the oldest under way if that is None."""
         now = self._clock()
         self._health.succeeded(now)
-        self._congestion.succeeded()
         self._mended.set()
-        if sent_at is None:
-            sent_at = next(iter(self._under_way), None)
-        if self._under_way.pop(sent_at, 0) and self._minute.let_in(now, sent_at):
-            self._congestion = self._before_refusals  # they were the minute's, not the rate's
+        if self._learnt.let_in(now, sent_at):
             self._begin_climb(self._start_speed)
         self._answered.set()
 
@@ -157,7 +148,7 @@ class Throttle:
         """A request admitted at `sent_at` was not answered, or not with a rerank answer
         (`broken`). Raises `ContractBroken` once nothing else has ever come.
         """
-        self._under_way.pop(sent_at, 0)
+        self._learnt.lose(sent_at)
         self._answered.set()
         self._health.failed(self._clock(), reason, broken=broken)
         if self._health.speaks_otherwise:
@@ -176,18 +167,8 @@ class Throttle:
         now = self._clock()
         if after_seconds is not None:
             self._paused_until = max(self._paused_until, now + after_seconds)
-        number = self._under_way.pop(sent_at, 0)
+        self._learnt.refuse(now, sent_at, self.speed, after_seconds)
         self._answered.set()
-        if self._minute.row == 0:
-            self._before_refusals = copy(self._congestion)
-        if number and self._minute.refuse(
-            now, sent_at, alone=not self._under_way, after=after_seconds
-        ):
-            return
-        if number and self._at_once.refuse(now, number):
-            self._congestion.forget(now)
-            return
-        self._congestion.refused(now, sent_at, self.speed)
 
     @property
     def speed(self) -> float:
@@ -254,37 +235,23 @@ class Throttle:
         if share != self._share:
             in_use = self._share * self.speed
             self._share = share
-            self._minute.forget_limit()
+            self._learnt.forget_minute()
             self._account.share_of(share, self._held.fair, self._turn_seconds)
             self._begin_climb(max(self._start_speed, min(1.0, in_use / share)) if share else 0.0)
 
     def _ceiling(self, now: float) -> float:
-        """The share of the rate that the endpoint bears, as far as is known."""
-        ceiling, rate = self._congestion.ceiling(now), self._per_second * self._share
-        return min(ceiling, _CATCHES_UP * self._minute.per_second(now) / rate) if rate > 0 else ceiling
-
-    def _note_sent(self, now: float) -> None:
-        if self._pace.limited:
-            self._under_way[now] = number = len(self._under_way) + 1
-            self._at_once.send(number)
-            self._minute.admit(now)
-
-    def _learnt_wait(self) -> float:
-        """Seconds until the limits that were learnt allow a request, unless an answer comes."""
-        now = self._clock()
-        if len(self._under_way) >= self._at_once.most(now):
-            return _LONGEST_ANSWER_SECONDS
-        return self._minute.wait(now)
+        return self._learnt.ceiling(now, self._per_second * self._share)
 
     async def _learnt_limits_allow(self) -> None:
-        while (wait := self._learnt_wait()) > 0:
+        """Wait until the limits that were learnt allow a request; an answer may change them."""
+        while (wait := self._learnt.wait(self._clock())) > 0:
             self._answered.clear()
             try:
-                async with asyncio.timeout(wait):
+                async with asyncio.timeout(min(wait, _LONGEST_ANSWER_SECONDS)):
                     await self._answered.wait()
             except TimeoutError:
-                if wait == _LONGEST_ANSWER_SECONDS:  # who is gone without a word holds no place
-                    self._under_way.pop(next(iter(self._under_way)))
+                if wait > _LONGEST_ANSWER_SECONDS:  # what nobody hears of holds no place
+                    self._learnt.lose_oldest()
 
     def _begin_climb(self, speed: float) -> None:
         self._climb_from, self._ramp_since = speed, self._clock()
@@ -363,9 +330,11 @@ class Throttle:
                 "the same command goes on later."
             )
         if self._clock() < self._paused_until:
+            began, speed = self._clock(), self.speed
             while (wait := self._paused_until - self._clock()) > 0:
                 await asyncio.sleep(wait)
-            self._begin_climb(self._start_speed)
+            short = self._clock() - began <= _SHORT_PAUSE_SECONDS
+            self._begin_climb(max(self._start_speed, speed) if short else self._start_speed)
 
     async def _timed(self, what: str, wait: Awaitable[None]) -> None:
         began, self.waits_for = self._clock(), what

@@ -107,6 +107,9 @@ class UsedMinute:
         self._forget(now)
         full = self._limit is not None and self._in_minute >= _NEARLY_FULL * self._limit
         self._take_back(sent_at)
+        if full and self._limit is not None:
+            self._limit = min(self._limit, self._in_minute)
+            self._stop_growth(now)
         if sent_at < self._last_let_in:
             return False
         self._row += 1
@@ -119,8 +122,6 @@ class UsedMinute:
         elif (self._row >= _IN_A_ROW or told) and not self._gave_up:
             self._closed, self._is_minute, self._told = True, told, told
             self._closed_at, self._next_probe = now, sent_at + _FIRST_PROBE_SECONDS
-        elif full and self._limit is not None:
-            self._limit -= 1
         return full
 
     def let_in(self, now: float, sent_at: float) -> bool:
@@ -170,11 +171,14 @@ class UsedMinute:
             return False
         self._limit, self._slides = limit, low < high
         self._credit, self._credit_since = 0.0, now
+        self._stop_growth(now)
+        return True
+
+    def _stop_growth(self, now: float) -> None:
         if self._grew:
             self._hold_seconds = min(2 * self._hold_seconds, _LONGEST_HOLD_SECONDS)
         self._growth, self._grew = _GROWTH, False
         self._grows_at = now + self._hold_seconds
-        return True
 
     def _count_since(self, instant: float) -> float:
         count = sum(amount for start, amount in self._bins if start >= instant)

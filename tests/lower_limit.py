@@ -5,6 +5,7 @@ of requests at once. What a real Throttle makes of their bare 429s is measured h
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from itertools import combinations_with_replacement, pairwise
 from random import Random
@@ -18,7 +19,7 @@ from batchrank.throttle import Throttle
 
 CONFIGURED = RateLimits(requests_per_minute=5400)
 MINUTE, SECOND, BUCKET_PER_SECOND = 1800, 33, 31.5
-AT_ONCE, ANSWER_SECONDS = 12, 0.3
+AT_ONCE, ANSWER_SECONDS = 26, 0.72
 MINUTES = 5
 _WARM_UP_SECONDS = 20.0
 
@@ -54,20 +55,16 @@ class AtOnce:
 
 
 class Model(NamedTuple):
-    """One kind of limit: the window whose clock began `start` seconds ago, and requests a second.
-
-    `spares_minute`: the model keeps the first minute from being used up.
-    """
+    """One kind of limit, and how many requests a second it comes to."""
 
     name: str
     window: Callable[[], Window]
     per_second: float
-    spares_minute: bool = True
 
 
 MODELS = (
-    Model("fixed minute", lambda: FixedWindow(MINUTE, 60), MINUTE / 60, False),
-    Model("sliding minute", lambda: SlidingWindow(MINUTE, 60), MINUTE / 60, False),
+    Model("fixed minute", lambda: FixedWindow(MINUTE, 60), MINUTE / 60),
+    Model("sliding minute", lambda: SlidingWindow(MINUTE, 60), MINUTE / 60),
     Model("second", lambda: FixedWindow(SECOND, 1), SECOND),
     Model("bucket of one", lambda: Bucket(BUCKET_PER_SECOND), BUCKET_PER_SECOND),
     Model("concurrency", lambda: AtOnce(AT_ONCE), AT_ONCE / ANSWER_SECONDS),
@@ -116,9 +113,6 @@ class Server:
                 window.under_way -= 1
         await asyncio.sleep(0.005)
         return True
-
-    def retry_after(self) -> float | None:
-        return None
 
 
 def send_for(pair: tuple[Model, ...], seed: int, start: float, after: float | None = None) -> Server:
@@ -174,13 +168,19 @@ def measure(pair: tuple[Model, ...], seed: int, start: float, after: float | Non
 
 
 def _counted_from(pair: tuple[Model, ...], server: Server, start: float) -> float:
-    """Twenty seconds, or the end of the first used-up minute where nothing else is held."""
-    if any(model.spares_minute for model in pair):
+    """Twenty seconds, or the end of the first used-up minute where nothing keeps it from that."""
+    names = {model.name for model in pair}
+    if not names <= {"fixed minute", "sliding minute", "concurrency"} or names == {"concurrency"}:
         return _WARM_UP_SECONDS
-    if any(model.name == "sliding minute" for model in pair):
+    if "sliding minute" in names:
         return server.let_in[0] + 60
-    first = server.refused[0]
-    return first + 60 - (start + first) % 60
+    return _end_of_used_minute(server.let_in, start)
+
+
+def _end_of_used_minute(let_in: list[float], start: float) -> float:
+    """The end of the first fixed minute of which all was used."""
+    minutes = Counter(int((start + instant) // 60) for instant in let_in)
+    return 60 * (1 + next(one for one in sorted(minutes) if minutes[one] >= MINUTE)) - start
 
 
 def table(results: dict[str, Result]) -> str:

@@ -11,6 +11,7 @@ HOUSE = Path(__file__).parents[1] / "batchrank"
 CORE = {"errors", "limits", "tokens", "planning", "retry", "assembly", "budget", "providers"}
 CORE |= {"pricing", "congestion", "uniting", "packing", "digests", "answer_rows", "time_left"}
 CORE |= {"blame", "request_parts", "tally"}
+CORE |= {"at_once", "learnt_limits", "used_minute"}
 CORE |= {"ticks", "seats", "lease", "holding", "dealt", "account"}
 DIALECT_FILES = (
     "answers",
