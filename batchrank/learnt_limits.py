@@ -70,7 +70,8 @@ class LearntLimits:
             self._rate_before = copy(self._rate)
         if number and self._minute.refuse(now, sent_at, alone=not self._under_way, after=after):
             return
-        if number and self._at_once.refuse(now, number):
+        many = number > 1 and not self._minute.is_closed  # a probe is alone
+        if many and self._at_once.refuse(now, number):
             self._rate.forget(now)
             return
         self._rate.refused(now, sent_at, speed)

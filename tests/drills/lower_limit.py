@@ -20,7 +20,7 @@ WITHOUT: dict[str, tuple[Patch, str]] = {
         "minute",
     ),
     "requests at once": (
-        Patch("learnt_limits.py", "if number and self._at_once.refuse(now, number):", "if False:"),
+        Patch("learnt_limits.py", "if many and self._at_once.refuse(now, number):", "if False:"),
         "concurrency",
     ),
 }
