@@ -44,6 +44,10 @@ class AtOnce:
             self._hold_seconds = _HOLD_SECONDS
         return self._limit + 1
 
+    def is_tried(self, number: int) -> bool:
+        """Return True where so many are more than the limit that was learnt."""
+        return self._limit is not None and number > self._limit
+
     def send(self, number: int) -> None:
         """Note a request with which so many are under way."""
         self._sent[number] += 1
@@ -52,7 +56,7 @@ class AtOnce:
         """Note that a request with which so many were under way is refused. Return True where that
         number is the reason.
         """
-        if self._limit is not None and number > self._limit:
+        if self.is_tried(number):
             if now >= self._tries_at:
                 self._hold_seconds = min(2 * self._hold_seconds, _LONGEST_HOLD_SECONDS)
                 self._tries_at = now + self._hold_seconds

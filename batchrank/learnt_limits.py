@@ -68,6 +68,8 @@ class LearntLimits:
         number = self.lose(sent_at)
         if self._minute.row == 0:
             self._rate_before = copy(self._rate)
+        if self._at_once.is_tried(number) and self._at_once.refuse(now, number):
+            return
         if number and self._minute.refuse(now, sent_at, alone=not self._under_way, after=after):
             return
         many = number > 1 and not self._minute.is_closed  # a probe is alone

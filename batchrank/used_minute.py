@@ -24,7 +24,7 @@ _GIVES_UP_SECONDS = 63.0
 """After so long with nothing let in it is no minute: an outage."""
 _LEAST_LIMIT = 60
 _LOW = 0.4
-_NEARLY_FULL = 0.96
+_NEARLY_FULL = 0.98
 _MARGIN = 0.99
 _CREDIT_SECONDS = 1.0
 """What a minute's even pace may be late by, for want of a place, and make up for."""
