@@ -80,7 +80,9 @@ class AtOnce:
             return None
         least = numbers[_OF_THE_MOST - 1]
         sent = sum(
-            times for _, tally in self._congestions for number, times in tally.items()
+            times
+            for _, tally in self._congestions
+            for number, times in tally.items()
             if number >= least
         )
         refused = sum(number >= least for number in numbers)

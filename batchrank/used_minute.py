@@ -163,10 +163,9 @@ class UsedMinute:
         """
         low = self._count_since(opened_at - _MINUTE) - 1
         high = self._count_since(self._last_refused - _MINUTE) - 1
+        limit = low + _LOW * (high - low)
         if self._told:
             limit = low if low >= high / 2 else high
-        else:
-            limit = low + _LOW * (high - low)
         if limit < _LEAST_LIMIT:
             return False
         self._limit, self._slides = limit, low < high

@@ -115,7 +115,9 @@ class Server:
         return True
 
 
-def send_for(pair: tuple[Model, ...], seed: int, start: float, after: float | None = None) -> Server:
+def send_for(
+    pair: tuple[Model, ...], seed: int, start: float, after: float | None = None
+) -> Server:
     """Keep a throttle busy against a pair of models; return the server with what it saw."""
     seconds = 60 * (MINUTES + 1) + _WARM_UP_SECONDS
 
@@ -195,7 +197,7 @@ def table(results: dict[str, Result]) -> str:
 
 
 def worst(pair: tuple[Model, ...], trials: int, seed: int, after: float | None = None) -> Result:
-    """The worst of each figure over so many trials, the server's minute at another place in each."""
+    """The worst of each figure over so many trials, the server's minute moved in each."""
     found = []
     for trial in range(trials):
         start = Random(f"{seed}:{trial}").uniform(0, 60) if trial else 0.0

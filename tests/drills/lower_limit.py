@@ -46,7 +46,9 @@ def without(trials: int, seed: int, folder: Path) -> str:
         own = folder / name.replace(" ", "-")
         own.mkdir()
         with patched(own, patch):
-            said.append(f"no {name}: {breaks(lambda: lower_limit(trials, seed, own), because)}")
+            said.append(
+                f"no {name}: {breaks(lambda own=own: lower_limit(trials, seed, own), because)}"
+            )
     return "; ".join(said)
 
 
