@@ -23,7 +23,7 @@ from batchrank.places import Place, Remote
 from batchrank.providers import EMBEDDED_SCORER
 from batchrank.receipt import FILES, RECEIPT
 from batchrank.shards import Shard
-from batchrank.sink import SUCCESS, write_whole
+from batchrank.sink import SUCCESS, write_state_file, write_whole
 from batchrank.source import MARKER, STATE, FileIdentity
 
 DATABASE = "checkpoint.sqlite"
@@ -188,7 +188,7 @@ def claim_state(state: Path, out: Place) -> None:
     try:
         owner = (state / _OUTPUT).read_text("utf-8")
     except FileNotFoundError:
-        write_whole(state / _OUTPUT, name.encode(), state)
+        write_state_file(state / _OUTPUT, name.encode())
         return
     if owner != name:
         raise OutputUnusable(

@@ -15,7 +15,7 @@ import msgspec
 from batchrank.config import JobConfig
 from batchrank.errors import OutputUnusable
 from batchrank.request import Request
-from batchrank.sink import write_whole
+from batchrank.sink import write_state_file
 from batchrank.source import input_files
 
 _NAME = "origin.json"
@@ -52,7 +52,7 @@ def write_origin(state: Path, request: Request, config: JobConfig) -> None:
         reuse_rows_only=request.reuse_rows_only,
     )
     # Not by msgspec, which has no form for a name that is not UTF-8.
-    write_whole(state / _NAME, json.dumps(msgspec.to_builtins(origin)).encode(), state)
+    write_state_file(state / _NAME, json.dumps(msgspec.to_builtins(origin)).encode())
 
 
 def read_origin(state: Path) -> Origin:

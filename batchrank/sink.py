@@ -328,17 +328,24 @@ def _array(values: np.ndarray, kind: pa.DataType, absent: np.ndarray | None = No
     return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
 
 
-def write_whole(path: Place, content: bytes | pa.Buffer, beside: Path) -> None:
+def write_whole(
+    path: Place, content: bytes | pa.Buffer, beside: Path, *, mode: int = 0o666
+) -> None:
     """Put a file at `path`, whole or not at all. Raises `StorageFailed`."""
     if isinstance(path, Remote):
         path.write_bytes(content)
         return
-    with whole(path, beside) as file:
+    with whole(path, beside, mode=mode) as file:
         file.write(content)
 
 
+def write_state_file(path: Path, content: bytes) -> None:
+    """Put a file into a state, whole or not at all, for its owner alone. Raises `StorageFailed`."""
+    write_whole(path, content, path.parent, mode=0o600)
+
+
 @contextmanager
-def whole(path: Place, beside: Path) -> Iterator[BinaryIO]:
+def whole(path: Place, beside: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A file to write that is at `path`, all of it, after the block. Raises `StorageFailed`."""
     if isinstance(path, Remote):
         stream = BytesIO()
@@ -346,7 +353,7 @@ def whole(path: Place, beside: Path) -> Iterator[BinaryIO]:
         path.write_bytes(stream.getvalue())
         return
     try:
-        with replace_whole(path, beside / (path.name + ".part")) as file:
+        with replace_whole(path, beside / (path.name + ".part"), mode=mode) as file:
             yield file
     except OSError as error:
         raise StorageFailed(f"{path}: cannot be written: {error.strerror}.") from error

@@ -1,11 +1,14 @@
-"""A server for the whole session, and servers of a test's own."""
+"""A server for the whole session, servers of a test's own, and a log like that of a new process."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from helpers import Server, serving
+
+from batchrank.logs import log
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +30,11 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             return stack.enter_context(serving(*chosen, **environment))
 
         yield begin
+
+
+@pytest.fixture(autouse=True)
+def log_of_a_new_process() -> Iterator[None]:
+    """Take back what a command that ran in this process has arranged for the log."""
+    yield
+    log.handlers, log.propagate = [], True
+    log.setLevel(logging.NOTSET)

@@ -336,7 +336,7 @@ def modes(trials: int, seed: int, folder: Path) -> str:
     return f"{trials} runs: the state 0700, its {len(seen)} kinds of file closed to everybody else"
 
 
-DRAFTS = {"_run.json.part", "_SUCCESS.part", "run.json.part"}
+DRAFTS = {"_run.json.part", "_SUCCESS.part", "_batchrank.json.part", "run.json.part"}
 
 
 def _open_to_others(state: Path, trial: int) -> set[str]:

@@ -17,7 +17,7 @@ from drills.pace import told
 
 MUTANTS: dict[str, tuple[Patch, str]] = {
     "an answer is taken for any texts": (
-        Patch("ahead.py", "not _given_to(answer, plan):\n", "not answer.digest:\n"),
+        Patch("ahead.py", "not is_given_to(answer, plan):\n", "not answer.digest:\n"),
         "with other texts under an answer of theirs",
     ),
     "answers are dropped before their part is published": (
@@ -49,7 +49,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
     "a part that is written again keeps its old record": (
         Patch(
             "standing.py",
-            "if record is None or record.counts.failed_offsets:",
+            "if record is None or self._may_be_written_again(part, record):",
             "if record is None:",
         ),
         "is not the receipt's",
