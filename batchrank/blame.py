@@ -121,7 +121,10 @@ class Blame:
         if record.failures >= _KNOWN_FAILURES:
             self._kept[plan] = record.failures
             self._keep(self._kept)
-        return Fault.SETTLED if self._is_enough(plan, now, throttled) else Fault.PAYLOAD
+        if not self._is_enough(plan, now, throttled):
+            return Fault.PAYLOAD
+        record.known = max(record.known, _KNOWN_FAILURES)  # its parts need no proof of their own
+        return Fault.SETTLED
 
     def note_refusal(self, plan: int, now: float, *, sent: bool = True) -> Fault:
         """Note a reply that refuses the account; return what that is about."""

@@ -254,12 +254,10 @@ class Sender:
         now = asyncio.get_running_loop().time
         if isinstance(verdict, Again):
             # A request that is never answered may be one that the endpoint cannot answer.
-            sent = verdict.possibly_paid or verdict.answered or verdict.at_risk
-            sent = sent or verdict.throttled
             return self._blame.note_failure(
                 plan.plan_id,
                 now(),
-                sent=sent,
+                sent=verdict.sent,
                 throttled=verdict.throttled,
                 answered=verdict.answered,
             )
@@ -380,13 +378,13 @@ class Sender:
 
     def _lesson(self, plan: RequestPlan, verdict: Verdict) -> Verdict:
         """What an exchange tells about the endpoint: a refusal of the account is a failure like
-        others once it has served, and a throttle that one plan alone draws slows nobody else.
+        others once it has served, and a plan that fails by itself slows nobody else.
         """
         is_known = self._blame.is_known(plan.plan_id)
         if isinstance(verdict, Stop) and (self._blame.scores or is_known):
-            return Again(verdict.reason, answered=True)
-        if isinstance(verdict, Again) and verdict.throttled and is_known:
-            return msgspec.structs.replace(verdict, throttled=False)
+            return Again(verdict.reason, answered=True, blamed=is_known and verdict.sent)
+        if isinstance(verdict, Again) and is_known:
+            return msgspec.structs.replace(verdict, throttled=False, blamed=verdict.sent)
         return verdict
 
     def _warn(self, message: str) -> None:

@@ -154,7 +154,12 @@ class Link:
         if verdict.throttled:
             self._throttle.throttled(sent_at, verdict.after_seconds)
         try:
-            self._throttle.failed(verdict.reason, broken=verdict.broken, sent_at=sent_at)
+            self._throttle.failed(
+                verdict.reason,
+                broken=verdict.broken,
+                blamed=verdict.blamed,
+                sent_at=sent_at,
+            )
         except BatchrankError as error:
             self._halt.set(error, DRAIN_SECONDS)
 

@@ -68,7 +68,8 @@ class Again(msgspec.Struct, frozen=True):
     """Send it again. `throttled`: the endpoint asked for less, so everybody waits. `answered`: the
     endpoint itself dealt with this request and failed, whatever becomes of the others. `broken`:
     what it answered is no rerank answer. `at_risk`: it may be billed, whether its outcome is known
-    (an error of a gateway, behind which it was scored) or not.
+    (an error of a gateway, behind which it was scored) or not. `blamed`: this request is known to
+    fail while others are scored, so its failure says little about the endpoint.
     """
 
     reason: str
@@ -77,7 +78,13 @@ class Again(msgspec.Struct, frozen=True):
     answered: bool = False
     broken: bool = False
     at_risk: bool = False
+    blamed: bool = False
     after_seconds: float | None = None
+
+    @property
+    def sent(self) -> bool:
+        """Whether the request, or a part of it, reached the endpoint."""
+        return self.possibly_paid or self.answered or self.at_risk or self.throttled
 
 
 class Halve(msgspec.Struct, frozen=True):
@@ -304,12 +311,16 @@ class Health:
         self._credit = self._most if self._credit <= 0 else min(self._most, self._credit + 1)
         self._failing_since = None
 
-    def failed(self, now: float, reason: str, *, broken: bool) -> None:
-        """A request was not; `broken`: what came is no rerank answer."""
+    def failed(self, now: float, reason: str, *, broken: bool, blamed: bool = False) -> None:
+        """A request was not; `broken`: what came is no rerank answer. One that is `blamed`
+        for its failures costs no credit: they would hold up whatever else is sent.
+        """
         self.last_reason = reason
         if self._failing_since is None:
             self._failing_since = now
         self._broken += broken
+        if blamed:
+            return
         self._credit -= 1
         if self._credit == 0:
             self._probe_at = now + self.PROBE_SECONDS

@@ -144,13 +144,16 @@ class Throttle:
             self._begin_climb(self._start_speed)
         self._answered.set()
 
-    def failed(self, reason: str, *, broken: bool, sent_at: float | None = None) -> None:
+    def failed(
+        self, reason: str, *, broken: bool, blamed: bool = False, sent_at: float | None = None
+    ) -> None:
         """A request admitted at `sent_at` was not answered, or not with a rerank answer
-        (`broken`). Raises `ContractBroken` once nothing else has ever come.
+        (`broken`); one that is `blamed` fails by itself. Raises `ContractBroken` once nothing else
+        has ever come.
         """
         self._learnt.lose(sent_at)
         self._answered.set()
-        self._health.failed(self._clock(), reason, broken=broken)
+        self._health.failed(self._clock(), reason, broken=broken, blamed=blamed)
         if self._health.speaks_otherwise:
             raise ContractBroken(
                 "the endpoint answers, but not as a rerank API does. "

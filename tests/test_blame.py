@@ -90,6 +90,14 @@ def test_a_failure_is_about(events: Sequence[Event], fault: Fault) -> None:
     assert last_fault(events) is fault
 
 
+def test_a_plan_that_failed_alone_for_long_enough_is_known_from_then_on() -> None:
+    blame = Blame(OUTAGE)
+    blame.note_score()
+    faults = [blame.note_failure(1, now, throttled=True) for now in (0.0, 30.0, 66.0)]
+    assert faults == [Fault.PAYLOAD, Fault.PAYLOAD, Fault.SETTLED]
+    assert blame.is_known(1), "its parts slow everybody down and use up the breaker's credit"
+
+
 def test_failures_of_earlier_starts_count() -> None:
     assert last_fault([(0, "refused", 1)], {1: ENOUGH_FAILURES}) is Fault.SETTLED
     assert last_fault([(0, "refused", 1)], {1: 2}) is Fault.PAYLOAD

@@ -279,6 +279,16 @@ def test_a_request_that_fails_while_others_succeed_is_given_up(trouble: Exchange
     assert outcome.spent.requests >= MAX_ATTEMPTS
 
 
+@pytest.mark.parametrize("trouble", [error(500), error(429), error(403), LOST], ids=repr)
+def test_a_plan_that_is_known_to_fail_tells_nothing_of_the_endpoint(trouble: Exchange) -> None:
+    session = Session(Endpoint())
+    session.endpoint.answer = lambda documents: trouble if "7 bad" in documents else good(documents)
+    run(session.go(plan(row, "7 bad" if row == 3 else "1") for row in range(500)))
+    failures = [verdict for verdict in session.endpoint.verdicts if isinstance(verdict, Again)]
+    assert len(failures) > 3
+    assert all(failure.blamed and not failure.throttled for failure in failures[3:])
+
+
 def test_throttled_answers_use_no_attempt() -> None:
     answers = [error(429, "Throttling.RateQuota")] * 50
     endpoint = Endpoint(lambda documents: answers.pop() if answers else good(documents))

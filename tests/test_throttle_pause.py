@@ -166,6 +166,19 @@ def test_cancelling_everybody_during_a_pause_leaves_nothing_behind() -> None:
     assert run(cancelled()) == pytest.approx(60, abs=1e-3)
 
 
+@pytest.mark.parametrize(("blamed", "instants"), [(True, [0, 0]), (False, [5, 10])])
+def test_a_request_that_is_to_blame_itself_makes_nobody_wait(
+    blamed: bool, instants: list[float]
+) -> None:
+    async def admitted() -> list[float]:
+        throttle = Throttle(FAST)
+        for _ in range(200):
+            throttle.failed("a fault", broken=False, blamed=blamed)
+        return [await throttle.admit(1) for _ in range(2)]
+
+    assert run(admitted()) == pytest.approx(instants, abs=1e-3)
+
+
 def stopped_for(seconds: float, *, told: bool) -> float:
     """The speed of the first request after a process that met a failure was stopped for so long.
     Raises `TryLater` where that counts as an outage.
