@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-import shutil
-import ssl
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from certificates import make_certificate, server_context
 from helpers import KEY, program, table, written
 from raw_server import Peer, http, raw_server
 
@@ -174,14 +173,7 @@ def test_it_is_told_its_own_credentials(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A key and a certificate of rerank.example, in one file."""
-    file = tmp_path_factory.mktemp("tls") / "both.pem"
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl")
-    made = f"-keyout {file} -out {file}.crt -addext subjectAltName=DNS:rerank.example"
-    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=rerank.example {made}"
-    subprocess.run(command.split(), check=True, capture_output=True)
-    file.write_text(file.read_text() + Path(str(file) + ".crt").read_text())
-    return file
+    return make_certificate(tmp_path_factory.mktemp("tls"), "rerank.example")
 
 
 def run_behind(
@@ -190,8 +182,7 @@ def run_behind(
     """A run of 40 rows through a proxy that refuses some connections (by number) with 403: how it
     ended, what the proxy was sent, and the heads that the endpoint was sent.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context = server_context(certificate)
     source = written(folder / "in.parquet", table(40))
     at_proxy: list[str] = []
     at_endpoint: list[str] = []
