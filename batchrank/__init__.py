@@ -5,13 +5,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from batchrank.version import __version__
+
 if TYPE_CHECKING:
     from batchrank.frames import finish as finish
     from batchrank.frames import rerank as rerank
     from batchrank.frames import run as run
 
-__version__ = "0.1.0"
-__all__ = ["finish", "rerank", "run"]
+__all__ = ["__version__", "finish", "rerank", "run"]
 
 
 def __getattr__(name: str) -> Any:

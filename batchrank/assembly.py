@@ -159,12 +159,6 @@ def assemble(planned: PlannedRow, outcomes: Mapping[int, Outcome]) -> RowScores:
     return _finished(row)
 
 
-def widened(row: RowScores, candidates: int) -> RowScores:
-    """A published row with a place for each candidate again: `top_n` had left some out."""
-    missing = array("d", [nan]) * (candidates - len(row.relevance_scores))
-    return msgspec.structs.replace(row, relevance_scores=row.relevance_scores + missing)
-
-
 def outcomes_before(plans: Sequence[RequestPlan], row: RowScores) -> dict[int, Scored]:
     """The outcomes, by plan id, that a finished row still knows: of plans scored whole, with one
     answer each. Where one had been halved nobody can tell any more which: then it knows none.

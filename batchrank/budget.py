@@ -7,16 +7,6 @@ in flight, and everything whose outcome is unknown, is billed at its upper estim
 
 from math import inf
 
-BASE_TOKENS = 52
-DOCUMENT_TOKENS = 18
-"""What the server adds to the formula, at the most: 52 were seen with three documents, which is
-39 + 13 for prompt and instruct, or 17 for each document and 1 (three captured replies)."""
-
-
-def ceiling(tokens: int, documents: int) -> int:
-    """The most that a request of this weight can be billed."""
-    return tokens + BASE_TOKENS + DOCUMENT_TOKENS * documents
-
 
 class Budget:
     """`spent` units so far, of `cap` (infinite: no cap); what is reserved may yet be billed.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchrank import __version__, leaving
+from batchrank import leaving
 from batchrank.coordinate import coordinate
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed, escape
 from batchrank.logs import log, log_to_stderr
@@ -30,6 +30,7 @@ from batchrank.options import (
 from batchrank.process import rarely_collected, spare_memory, spare_threads
 from batchrank.serve import serve
 from batchrank.standard_output import discard, guard_streams
+from batchrank.version import __version__
 
 if TYPE_CHECKING:
     from batchrank.deadline import Deadline

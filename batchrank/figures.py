@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from batchrank import __version__
 from batchrank.config import JobConfig
 from batchrank.errors import BatchrankError
 from batchrank.records import Spent
@@ -19,6 +18,7 @@ from batchrank.sink import PartRecord
 from batchrank.source import FileIdentity
 from batchrank.standstill import Standstill
 from batchrank.time_left import WINDOW_TICKS, Pacing, TimeLeft
+from batchrank.version import __version__
 
 TICK_SECONDS = 0.25
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import msgspec
 
-from batchrank.budget import BASE_TOKENS
 from batchrank.limits import RateLimits, RequestLimits
-from batchrank.pricing import Price
+from batchrank.pricing import BASE_TOKENS, Price
 from batchrank.wire.fields import MODEL_STUDIO, Fields
 
 UNLIMITED_TOKENS = 1_000_000_000

@@ -9,6 +9,7 @@ an `Outcome` for each plan (dispatch) -> `RowScores` (assembly) -> a part file (
 
 from array import array
 from collections.abc import Sequence
+from math import nan
 
 import msgspec
 
@@ -208,3 +209,9 @@ def request_id(plan: int, answer: int) -> int:
 def plan_of(request: int) -> int:
     """The plan whose answer has this id."""
     return request >> ANSWER_BITS
+
+
+def widened(row: RowScores, candidates: int) -> RowScores:
+    """A published row with a place for each candidate again: `top_n` had left some out."""
+    missing = array("d", [nan]) * (candidates - len(row.relevance_scores))
+    return msgspec.structs.replace(row, relevance_scores=row.relevance_scores + missing)

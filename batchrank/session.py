@@ -29,7 +29,7 @@ from msgspec.structs import replace
 
 from batchrank.addresses import request_url
 from batchrank.ahead import Ahead, look_ahead
-from batchrank.assembly import Assembly, Part, outcomes_before, widened
+from batchrank.assembly import Assembly, Part, outcomes_before
 from batchrank.blame import Blame
 from batchrank.budget import Budget
 from batchrank.causes import Causes, DiskProbe
@@ -56,7 +56,7 @@ from batchrank.link import Link
 from batchrank.monitor import Monitor
 from batchrank.process import rarely_collected
 from batchrank.receipt import write_receipt
-from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of
+from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of, widened
 from batchrank.report import Left, Progress, Receipt
 from batchrank.request import Request, allowed_by, planner_of
 from batchrank.reuse import Reuse

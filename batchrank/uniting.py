@@ -15,7 +15,6 @@ from math import isnan
 
 import msgspec
 
-from batchrank.assembly import widened
 from batchrank.records import (
     PLAN_BITS,
     Pairs,
@@ -25,6 +24,7 @@ from batchrank.records import (
     RowScores,
     Slot,
     plan_of,
+    widened,
 )
 
 HELD_BYTES = 64 << 20

@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import Any, NamedTuple
 
-from batchrank.budget import ceiling
 from batchrank.limits import weight
+from batchrank.pricing import ceiling
 from batchrank.retry import Answered, Exchange, Unanswered
 from batchrank.server.quotas import Quota, sliding_minute
 from batchrank.tokens import count

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 from helpers import program
 
-from batchrank import __version__
 from batchrank.cli import cli
+from batchrank.version import __version__
 
 COMMANDS = [
     "run",

@@ -13,8 +13,8 @@ from typing import Any
 
 from helpers import PROGRAM, clean, ended, killed, table, until, written
 
-from batchrank.budget import ceiling
 from batchrank.limits import weight
+from batchrank.pricing import ceiling
 from batchrank.tokens import count
 from drills.frame import Drill, Patch, breaks, environment, last_line, patched
 from drills.pace import told
