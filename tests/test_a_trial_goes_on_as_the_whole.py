@@ -361,7 +361,8 @@ def test_killed_at_each_step_it_goes_on_to_the_same_bytes(
             if code == 0:
                 break
             kills += 1
-            assert not (out / "_SUCCESS").exists() or files(out) == files(trial)
+            if (out / "_SUCCESS").exists():  # as before the first step, or after the last one
+                assert files(out) in (files(trial), files(tmp_path / "fresh")), (call, when)
             sent = server.received - before
             done = program("run", *common, "-o", out)
             assert done.returncode == 0, (call, when, done.stderr)
