@@ -317,8 +317,9 @@ def test_the_folder_holds_parts_receipt_and_success_and_nothing_half_done(
     server: Server, tmp_path: Path
 ) -> None:
     score(server, written(tmp_path / "in.parquet", table(5, tag="folder")), tmp_path / "out")
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["_SUCCESS", "_batchrank", "_pairs", "_run.json", "part-00000.parquet"]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    of_the_run = {"_SUCCESS", "_run.json", "_batchrank", "_batchrank.json", "_pairs"}
+    assert names == {*of_the_run, "part-00000.parquet"}
     assert (tmp_path / "out" / "_batchrank").stat().st_mode & 0o777 == 0o700
     assert not list((tmp_path / "out" / "_batchrank").glob("*.part"))
 

@@ -161,7 +161,7 @@ def silence(trials: int, seed: int, folder: Path) -> str:
         cases: list[tuple[int, list[object]]] = [
             (0, fast(good, out, rows)),
             (0, fast(good, out, rows)),
-            (0, ["run", rows, "-o", folder / "local"]),
+            (0, ["run", rows, "-o", folder / "local", "--provider", "local"]),
             (3, fast(poisoned, folder / "three", rows)),
             (4, [*fast(good, folder / "four", rows), "--max-cost", "0.00001"]),
             (65, fast(good, folder / "bad", broken)),
