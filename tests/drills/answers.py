@@ -258,7 +258,7 @@ def never_right(trials: int, seed: int, folder: Path) -> str:
 
 # 19
 
-POISONS = ("content_refusal", "named", "size", "gives up")
+POISONS = ("content_refusal", "named", "size", "unprocessable")
 
 
 def poison(trials: int, seed: int, folder: Path) -> str:
@@ -288,7 +288,7 @@ def poison(trials: int, seed: int, folder: Path) -> str:
             assert sum(ledger["faults"].values()) >= 7, "the poison never met the server"
             for row, came in zip(rows, found, strict=True):
                 number = row["query_id"]
-                if number == bad_row or (kind == "gives up" and number in bad_documents):
+                if number == bad_row:
                     assert came["status"] == "failed" and came["error"]
                     continue
                 blamed = bad_documents.get(number)
@@ -310,7 +310,7 @@ def _poison(kind: str) -> str:
         "content_refusal": 'kind = "content_refusal"\n',
         "named": 'kind = "content_refusal"\nnames_document = true\n',
         "size": 'kind = "size_refusal"\nstatus = 400\n',
-        "gives up": 'kind = "status"\nstatus = 422\ncode = "Unprocessable"\n',
+        "unprocessable": 'kind = "status"\nstatus = 422\ncode = "Unprocessable"\n',
     }[kind]
     over = ", documents_over = 0" if kind == "size" else ""
     return f'[[fault]]\n{keys}where = {{ marker = "arsenic"{over} }}\n'
