@@ -6,12 +6,12 @@ that have no answer yet, the user's own limits, the input.
 
 from collections.abc import Callable, Mapping
 
+from batchrank.circuit_breaker import Health
 from batchrank.config import JobConfig
 from batchrank.feed import Feed
 from batchrank.lease import LEASE_SECONDS
 from batchrank.leasing import Leasing
 from batchrank.link import Link
-from batchrank.retry import Health
 from batchrank.standstill import Cause
 from batchrank.throttle import Throttle
 

@@ -24,11 +24,11 @@ from typing import NamedTuple
 from aiolimiter import AsyncLimiter
 
 from batchrank.account import TokenAccount
+from batchrank.circuit_breaker import Health
 from batchrank.dealt import Dealt, Held
 from batchrank.errors import ContractBroken, TryLater
 from batchrank.learnt_limits import LearntLimits
 from batchrank.limits import AIM, RateLimits
-from batchrank.retry import Health
 from batchrank.time_left import Pacing
 
 _BUCKET_SECONDS = 0.004

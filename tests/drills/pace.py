@@ -33,13 +33,14 @@ from test_throttle_rate import (
 from virtual_time import run
 
 from batchrank.budget import Budget
+from batchrank.circuit_breaker import Health
 from batchrank.config import JobConfig, load
 from batchrank.dispatch import Sender, dispatch
 from batchrank.errors import TryLater
 from batchrank.halt import Halt
 from batchrank.link import Link
 from batchrank.records import Failed, Outcome, RequestPlan, Scored
-from batchrank.retry import Answered, Exchange, Health
+from batchrank.retry import Answered, Exchange
 from batchrank.series import Series
 from batchrank.server.quotas import Quota, fixed_minute, growth, sliding_minute
 from batchrank.throttle import Throttle
