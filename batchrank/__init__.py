@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from batchrank.version import __version__
 
 if TYPE_CHECKING:
-    from batchrank.frames import finish as finish
-    from batchrank.frames import rerank as rerank
-    from batchrank.frames import run as run
+    from batchrank.python_api import finish as finish
+    from batchrank.python_api import rerank as rerank
+    from batchrank.python_api import run as run
 
 __all__ = ["__version__", "finish", "rerank", "run"]
 
@@ -18,6 +18,6 @@ __all__ = ["__version__", "finish", "rerank", "run"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'batchrank' has no attribute {name!r}")
-    from batchrank import frames
+    from batchrank import python_api as frames
 
     return getattr(frames, name)

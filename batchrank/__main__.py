@@ -1,5 +1,5 @@
 """`python -m batchrank`: the same as the command `batchrank`."""
 
-from batchrank.cli import main
+from batchrank.cli.main import main
 
 main()

@@ -19,7 +19,7 @@ _COUNT = """
 import sys
 import pyarrow.parquet as pq, tiktoken
 from tiktoken.load import load_tiktoken_bpe
-from batchrank.tokens import vocabulary_path
+from batchrank.planning.tokens import vocabulary_path
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}"
     r"| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"

@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 from account import Account, Worker
 from virtual_time import run
 
-from batchrank.config import load
-from batchrank.limits import RateLimits
+from batchrank.config.settings import load
+from batchrank.config.limits import RateLimits
 from batchrank.records import Row
-from batchrank.request import planner_of
+from batchrank.session.request import planner_of
 from batchrank.server.quotas import WINDOWS, Quota
 from bench.measure import ROOT
 from bench.picture import draw
@@ -227,7 +227,7 @@ def _cell(one: Run) -> tuple[int, int, bool]:
 
 def _quiet() -> None:
     """Who is lost is known."""
-    logging.getLogger("batchrank.leasing").setLevel(logging.ERROR)
+    logging.getLogger("batchrank.account.worker").setLevel(logging.ERROR)
 
 
 def main() -> None:

@@ -28,21 +28,21 @@ from distributed import Client, Future, KilledWorker, LocalCluster, get_worker, 
 from distributed.comm.addressing import get_address_host
 from distributed.utils import get_ip
 
-from batchrank.claim import marked_in
-from batchrank.config import JobConfig, coordinator_key, load_for_job
-from batchrank.coordinator import serving
-from batchrank.coordinator_secret import is_loopback
-from batchrank.ending import finish
+from batchrank.state.output_folder import marked_in
+from batchrank.config.settings import JobConfig, coordinator_key, load_for_job
+from batchrank.account.service import serving
+from batchrank.account.secret import is_loopback
+from batchrank.session.finish_shards import finish
 from batchrank.errors import AGAIN, BatchrankError, ConfigInvalid, ExitCode, TryLater
-from batchrank.halt import DRAIN_SECONDS
-from batchrank.inspection import status
-from batchrank.job import Request, run
-from batchrank.lease import Coordinator
-from batchrank.limits import RateLimits
-from batchrank.places import place
-from batchrank.progress import bar
-from batchrank.report import Progress
-from batchrank.signals import Signals, heard
+from batchrank.sending.halt import DRAIN_SECONDS
+from batchrank.analysis.status import status
+from batchrank.session.job import Request, run
+from batchrank.account.coordinator import Coordinator
+from batchrank.config.limits import RateLimits
+from batchrank.files.paths import place
+from batchrank.cli.progress_bar import bar
+from batchrank.output.receipt import Progress
+from batchrank.session.signals import Signals, heard
 
 TRIES = 4
 RETRY_SECONDS = float(os.environ.get("BATCHRANK_RETRY_SECONDS", "30"))

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import click
 
-from batchrank.config import load_for_job
+from batchrank.config.settings import load_for_job
 from batchrank.errors import BatchrankError
-from batchrank.evaluation import evaluate
-from batchrank.evaluation import words as evaluation_words
-from batchrank.job import Request, run
-from batchrank.progress import bar
-from batchrank.report import summary
+from batchrank.analysis.evaluation import evaluate
+from batchrank.analysis.evaluation import words as evaluation_words
+from batchrank.session.job import Request, run
+from batchrank.cli.progress_bar import bar
+from batchrank.output.receipt import summary
 
 
 @click.command()

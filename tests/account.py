@@ -12,10 +12,10 @@ from random import Random
 from msgspec.structs import replace
 
 from batchrank.errors import BatchrankError
-from batchrank.lease import Ask, Coordinator, Lease, Refusal
-from batchrank.leasing import ASK_SECONDS, Leasing
-from batchrank.limits import RateLimits
-from batchrank.throttle import Throttle
+from batchrank.account.coordinator import Ask, Coordinator, Lease, Refusal
+from batchrank.account.worker import ASK_SECONDS, Leasing
+from batchrank.config.limits import RateLimits
+from batchrank.pacing.throttle import Throttle
 
 UNIX = 1_790_000_000.0
 """The instant at which virtual time begins."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import Server, serving
 
-from batchrank.logs import log
+from batchrank.cli.logs import log
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import Any, NamedTuple
 
-from batchrank.limits import weight
-from batchrank.pricing import ceiling
-from batchrank.retry import Answered, Exchange, Unanswered
+from batchrank.config.limits import weight
+from batchrank.config.pricing import ceiling
+from batchrank.sending.verdicts import Answered, Exchange, Unanswered
 from batchrank.server.quotas import Quota, sliding_minute
-from batchrank.tokens import count
+from batchrank.planning.tokens import count
 
 Content = tuple[str, tuple[str, ...]]
 """A request's query and its documents."""

@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from batchrank import job
-from batchrank.cli import cli
-from batchrank.config import load
+from batchrank.session import job
+from batchrank.cli.main import cli
+from batchrank.config.settings import load
 from batchrank.errors import BatchrankError
-from batchrank.logs import log
-from batchrank.pairs import SideFiles
-from batchrank.report import Receipt
-from batchrank.server.hash_scorer import HashScorer
+from batchrank.cli.logs import log
+from batchrank.reuse.pair_files import SideFiles
+from batchrank.output.receipt import Receipt
+from batchrank.server.scorers.hash import HashScorer
 from batchrank.server.ledger import content_digest
 from batchrank.server.settings import DEFAULT_INSTRUCT
 from batchrank.wire import Ask

@@ -22,9 +22,9 @@ from endpoint import CURSE, POISON, Content, Endpoint, Weather, score
 from helpers import CANDIDATES, part_bytes, settings, written
 from lockstep import Killed, Stage
 
-from batchrank import job
-from batchrank import request as asked
-from batchrank.checkpoint import COMMIT_SECONDS
+from batchrank.session import job
+from batchrank.session import request as asked
+from batchrank.state.checkpoint import COMMIT_SECONDS
 from batchrank.errors import BatchrankError
 from batchrank.records import Row, row_of
 

@@ -24,7 +24,13 @@ from typing import Any, TypeVar
 import pytest
 from virtual_time import Jump, VirtualLoop
 
-from batchrank import atomic_files, checkpoint, feed, monitor, receipt, session, sink
+from batchrank.files import atomic as atomic_files
+from batchrank.state import checkpoint
+from batchrank.session import read_ahead as feed
+from batchrank.session import monitor
+from batchrank.output import receipt_file as receipt
+from batchrank.session import session
+from batchrank.output import parts as sink
 
 T = TypeVar("T")
 

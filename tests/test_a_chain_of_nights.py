@@ -21,8 +21,8 @@ from helpers import (
     written,
 )
 
-from batchrank.digests import Digests
-from batchrank.pairs import SideFiles, begun, days_of
+from batchrank.planning.text_hashes import Digests
+from batchrank.reuse.pair_files import SideFiles, begun, days_of
 from batchrank.records import Pairs, Row, RowScores
 
 JOBS = Path(__file__).parents[1] / "jobs"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrank.errors import ConfigInvalid
-from batchrank.retry import Again, Answered, GiveUp, Halve, Stop, Unanswered, Without, judge
-from batchrank.wire.answers import BadAnswer, Refusal, Scores, read
+from batchrank.sending.verdicts import Again, Answered, GiveUp, Halve, Stop, Unanswered, Without, judge
+from batchrank.wire.replies import BadAnswer, Refusal, Scores, read
 
 settings.register_profile("timeless", deadline=None)
 settings.load_profile("timeless")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from batchrank.answer_rows import Settled, insertions
-from batchrank.checkpoint import COMMIT_GROUP, Checkpoint, begin
+from batchrank.state.answer_rows import Settled, insertions
+from batchrank.state.checkpoint import COMMIT_GROUP, Checkpoint, begin
 from batchrank.records import Dropped, Failed, Outcome, Scored, Spent, plan_id
 
 

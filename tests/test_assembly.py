@@ -6,7 +6,7 @@ from math import isnan, nan
 
 import pytest
 
-from batchrank.assembly import Assembly, Part
+from batchrank.output.assembly import Assembly, Part
 from batchrank.records import (
     Dropped,
     Failed,

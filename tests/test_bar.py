@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from batchrank.progress import lines
-from batchrank.report import Progress
-from batchrank.standstill import Standstill
+from batchrank.cli.progress_bar import lines
+from batchrank.output.receipt import Progress
+from batchrank.output.standstill import Standstill
 
 WHY = Standstill(
     kind="pause",

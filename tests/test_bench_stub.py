@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from batchrank.wire import answers
+from batchrank.wire import replies as answers
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from batchrank.blame import ENOUGH_FAILURES, REFUSED_SECONDS, Blame, Fault
+from batchrank.sending.blame import ENOUGH_FAILURES, REFUSED_SECONDS, Blame, Fault
 
 OUTAGE = 90.0
 Event = tuple[float, str, int]

@@ -9,7 +9,7 @@ import pytest
 from helpers import Server, expected, fast, inside, output, table, written
 
 import batchrank
-from batchrank.config import load
+from batchrank.config.settings import load
 from batchrank.errors import BatchrankError
 
 CANDIDATES = pa.list_(pa.struct([("docid", pa.string()), ("body", pa.string())]))

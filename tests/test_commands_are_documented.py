@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from helpers import program
 
-from batchrank.cli import cli
+from batchrank.cli.main import cli
 from batchrank.version import __version__
 
 COMMANDS = [
@@ -131,7 +131,7 @@ def test_help_loads_nothing_slow() -> None:
     import sys
 
     code = (
-        "import sys, batchrank.cli; "
+        "import sys, batchrank.cli.main; "
         "print([name for name in ('pyarrow', 'aiohttp', 'polars', 'numpy', 'rich') "
         "if name in sys.modules])"
     )

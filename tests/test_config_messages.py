@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchrank.addresses import request_url
-from batchrank.config import EndpointConfig, JobConfig, check_price, key_in, key_of, load
+from batchrank.config.addresses import request_url
+from batchrank.config.settings import EndpointConfig, JobConfig, check_price, key_in, key_of, load
 from batchrank.errors import ConfigInvalid, ExitCode
-from batchrank.providers import PROVIDERS
+from batchrank.config.providers import PROVIDERS
 
 Options = dict[str, dict[str, Any]]
 

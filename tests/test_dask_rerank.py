@@ -30,7 +30,7 @@ from helpers import (
 )
 
 from batchrank.records import row_of
-from batchrank.report import read_live
+from batchrank.output.receipt import read_live
 
 JOB = Path(__file__).parents[1] / "jobs" / "dask_rerank.py"
 ROWS, ROWS_PER_PART = 600, 20

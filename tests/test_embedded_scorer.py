@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from batchrank.server.lexical_scorer import LexicalScorer
-from batchrank.server.scorer import EmbeddedScorer, Scorer, is_mostly_latin
+from batchrank.server.scorers.lexical import LexicalScorer
+from batchrank.server.scorers.embedded import EmbeddedScorer, Scorer, is_mostly_latin
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -46,7 +46,7 @@ def test_scores_are_the_same_alone_together_and_in_any_order(scorer: EmbeddedSco
 
 def test_scores_are_those_of_another_process(scorer: EmbeddedScorer) -> None:
     code = (
-        "import sys, ast; from batchrank.server.scorer import EmbeddedScorer; "
+        "import sys, ast; from batchrank.server.scorers.embedded import EmbeddedScorer; "
         "print(EmbeddedScorer().scores(*ast.literal_eval(sys.argv[1])))"
     )
     command = [sys.executable, "-c", code, repr((QUERY, DOCUMENTS, ""))]
@@ -99,7 +99,7 @@ def test_half_of_the_letters_decide_whether_a_text_is_latin(text: str, latin: bo
 
 def test_importing_the_module_loads_nothing_heavy() -> None:
     code = (
-        "import sys, batchrank.server.scorer; "
+        "import sys, batchrank.server.scorers.embedded; "
         "print(sys.modules.keys() & {'torch', 'tiktoken', 'tokenizers', 'wordllama'})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from helpers import Server, inside, rows_of, score, table, written
 
-from batchrank.report import Receipt, estimate_words, summary
+from batchrank.output.receipt import Receipt, estimate_words, summary
 
 COUNTED: dict[str, Any] = {"rate": {"tokens_per_minute": 1e9}}
 

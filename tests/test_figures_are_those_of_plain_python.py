@@ -12,7 +12,7 @@ from helpers import RESULTS, Server, inside, output, score, table, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchrank.evaluation import Evaluation, evaluate, moved, words
+from batchrank.analysis.evaluation import Evaluation, evaluate, moved, words
 
 Candidates = list[tuple[str | None, float | None]]
 """A row's candidates in the order of the input: doc_id and score."""

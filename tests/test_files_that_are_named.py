@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from helpers import Server, fast, inside, table, written
 
-from batchrank.arguments import found
+from batchrank.input.arguments import found
 from batchrank.errors import InputBad, InputMissing
 
 

@@ -23,12 +23,12 @@ from helpers import (
 )
 from test_shards import Serve
 
-from batchrank import job
-from batchrank.ending import NotFinished, finish
+from batchrank.session import job
+from batchrank.session.finish_shards import NotFinished, finish
 from batchrank.errors import OutputUnusable
-from batchrank.inspection import status
-from batchrank.report import Receipt
-from batchrank.series import Kept, Point, together
+from batchrank.analysis.status import status
+from batchrank.output.receipt import Receipt
+from batchrank.state.history import Kept, Point, together
 
 ROWS, SHARDS = 60, 3
 REFUSED = """

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from batchrank.logs import log, log_to_stderr
-from batchrank.monitor import HEARTBEAT_SECONDS, Monitor
-from batchrank.report import Progress
-from batchrank.series import Series
+from batchrank.cli.logs import log, log_to_stderr
+from batchrank.session.monitor import HEARTBEAT_SECONDS, Monitor
+from batchrank.output.receipt import Progress
+from batchrank.state.history import Series
 
 PROGRESS = Progress(
     rows=50_000,

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import batchrank
-from batchrank.text_form import as_text, has_text_form
+from batchrank.files.text_form import as_text, has_text_form
 
 UUIDS = [UUID("f2345678-1234-5678-9234-567812345670"), UUID("12345678-1234-5678-1234-567812345671")]
 MOMENT = dt.datetime(2024, 1, 2, 3, 4, 5)

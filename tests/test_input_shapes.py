@@ -27,9 +27,9 @@ from helpers import (
 )
 from pyarrow.parquet import ParquetWriter
 
-from batchrank.schema import Columns
-from batchrank.shapes import Inputs, open_inputs
-from batchrank.shapes.spill import Nameless
+from batchrank.input.schema import Columns
+from batchrank.input import Inputs, open_inputs
+from batchrank.input.spill import Nameless
 
 Serve = Callable[..., Server]
 PARTS = "[output]\nrows_per_part = 7\n"
@@ -184,9 +184,9 @@ def test_many_buckets_give_what_one_does(tmp_path: Path, monkeypatch: pytest.Mon
         return [row for chunk in chunks for row in chunk.rows], (late, kept)
 
     one = read()
-    monkeypatch.setattr("batchrank.shapes.spill._BUCKET_BYTES", 5_000)
-    monkeypatch.setattr("batchrank.shapes.spill._PENDING_BYTES", 60_000)
-    monkeypatch.setattr("batchrank.shapes.lines.BATCH_LINES", 300)
+    monkeypatch.setattr("batchrank.input.spill._BUCKET_BYTES", 5_000)
+    monkeypatch.setattr("batchrank.input.spill._PENDING_BYTES", 60_000)
+    monkeypatch.setattr("batchrank.input.line_files.BATCH_LINES", 300)
     many = read()
     assert many == one
     assert [row.index for row in many[0]] == list(range(700))
@@ -283,8 +283,8 @@ def test_the_lines_that_wait_have_no_name(tmp_path: Path) -> None:
 
 _PEAK = """
 import sys
-from batchrank.shapes import Inputs, open_inputs
-from batchrank.schema import Columns
+from batchrank.input import Inputs, open_inputs
+from batchrank.input.schema import Columns
 columns = Columns("query_id", "query", "candidates", ())
 source = open_inputs(Inputs([sys.argv[1]], *sys.argv[2:]), columns)
 rows = sum(len(chunk.rows) for chunk in source.chunks(0, source.total_rows, 10_000))

@@ -13,7 +13,7 @@ from ir_measures import RR, R, nDCG
 from scipy.stats import permutation_test
 
 from batchrank.errors import InputBad, OutputUnusable
-from batchrank.evaluation import evaluate, words
+from batchrank.analysis.evaluation import evaluate, words
 
 DOCUMENTS = 30
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from batchrank.cli import cli
+from batchrank.cli.main import cli
 from batchrank.errors import AGAIN, ExitCode
-from batchrank.shards import COUNT, KUBERNETES, of_environment
+from batchrank.state.shards import COUNT, KUBERNETES, of_environment
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 INDEXED = CONFIGS / "kubernetes-indexed-job.yaml"

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchrank.holding import Holding
-from batchrank.lease import LEASE_SECONDS, MARGIN, REST_SECONDS, Ask, Coordinator, Lease, Refusal
-from batchrank.seats import Seats, first, of_runs, runs
-from batchrank.ticks import CIRCLE, next_number
+from batchrank.account.share import Holding
+from batchrank.account.coordinator import LEASE_SECONDS, MARGIN, REST_SECONDS, Ask, Coordinator, Lease, Refusal
+from batchrank.account.cells import Seats, first, of_runs, runs
+from batchrank.pacing.request_numbers import CIRCLE, next_number
 
 _SECTION = 2654435769
 

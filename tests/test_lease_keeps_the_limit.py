@@ -16,7 +16,7 @@ from test_throttle_rate import MINUTES, limits, refused
 from virtual_time import run
 
 from batchrank.errors import ConfigInvalid, TryLater
-from batchrank.lease import LEASE_SECONDS
+from batchrank.account.coordinator import LEASE_SECONDS
 from batchrank.server.quotas import Quota, growth, per_second
 
 TRIALS = int(os.environ.get("BATCHRANK_TRIALS", "60"))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from batchrank.server import lexical_scorer as module
-from batchrank.server.lexical_scorer import LexicalScorer
+from batchrank.server.scorers import lexical as module
+from batchrank.server.scorers.lexical import LexicalScorer
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -61,7 +61,7 @@ def test_scores_do_not_depend_on_what_was_scored_before(scorer: LexicalScorer) -
 
 def test_scores_are_those_of_another_process(scorer: LexicalScorer) -> None:
     code = (
-        "import sys, ast; from batchrank.server.lexical_scorer import LexicalScorer; "
+        "import sys, ast; from batchrank.server.scorers.lexical import LexicalScorer; "
         "print(LexicalScorer().scores(*ast.literal_eval(sys.argv[1])))"
     )
     command = [sys.executable, "-c", code, repr((QUERY, DOCUMENTS, ""))]
@@ -155,7 +155,7 @@ def test_no_documents_give_no_scores(scorer: LexicalScorer) -> None:
 
 def test_importing_the_module_loads_nothing_heavy() -> None:
     code = (
-        "import sys, batchrank.server.lexical_scorer; "
+        "import sys, batchrank.server.scorers.lexical; "
         "print(sys.modules.keys() & {'torch', 'tiktoken', 'tokenizers', 'wordllama'})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

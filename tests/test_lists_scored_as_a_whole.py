@@ -12,14 +12,14 @@ import pytest
 from helpers import Server, one_row, output, program, score, table, written
 from virtual_time import run
 
-from batchrank.dispatch import Sender
-from batchrank.forecast import forecast, words
-from batchrank.halt import Halt
-from batchrank.limits import RequestLimits
-from batchrank.planning import NOT_WHOLE, Planner
+from batchrank.sending.dispatch import Sender
+from batchrank.session.forecast import forecast, words
+from batchrank.sending.halt import Halt
+from batchrank.config.limits import RequestLimits
+from batchrank.planning.planner import NOT_WHOLE, Planner
 from batchrank.records import Failed, Outcome, PlannedRow, RequestPlan, Row
-from batchrank.retry import Answered, Exchange, Verdict
-from batchrank.shapes import Inputs
+from batchrank.sending.verdicts import Answered, Exchange, Verdict
+from batchrank.input import Inputs
 
 WHOLE = {"endpoint": {"scores_lists": True}, "limits": {"max_documents": 4}}
 
@@ -127,7 +127,7 @@ def test_the_run_and_the_plan_tell_of_these_rows(server: Server, tmp_path: Path)
     assert [row["status"] for row in found] == ["scored", "failed", "scored"]
     assert found[1]["error"] == f"5 documents {NOT_WHOLE}"
     assert [result["relevance_score"] for result in found[1]["results"]] == [None] * 5
-    from batchrank.config import load
+    from batchrank.config.settings import load
 
     config = load(None, {"endpoint": {"scores_lists": True}, "limits": {"max_documents": 4}})
     figures = forecast(config, Inputs([str(source)]))

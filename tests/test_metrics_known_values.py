@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchrank.errors import OutputUnusable
-from batchrank.evaluation import Evaluation, evaluate, words
+from batchrank.analysis.evaluation import Evaluation, evaluate, words
 
 RESULTS = pa.list_(
     pa.struct(

@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 import pytest
 from helpers import Server, fast, inside, output, part_bytes, settings, table, written
 
-from batchrank import job
+from batchrank.session import job
 
 ROWS = 25
 QRELS = "".join(f"{row} 0 d{row}-0 1\n" for row in range(ROWS))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from batchrank.errors import ConfigInvalid
-from batchrank.server import neural
-from batchrank.server.neural import DEFAULT_INSTRUCT, NeuralScorer
+from batchrank.server.scorers import neural
+from batchrank.server.scorers.neural import DEFAULT_INSTRUCT, NeuralScorer
 
 QUERY = "how long do fleas live"
 DOCUMENTS = [
@@ -33,7 +33,7 @@ def test_without_the_extra_the_message_names_the_command(monkeypatch: pytest.Mon
 
 
 def test_importing_the_module_imports_no_model_library() -> None:
-    code = "import sys, batchrank.server.neural; print('torch' in sys.modules)"
+    code = "import sys, batchrank.server.scorers.neural; print('torch' in sys.modules)"
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert (done.stdout, done.stderr) == ("False\n", "")

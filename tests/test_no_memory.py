@@ -10,7 +10,7 @@ import pytest
 from helpers import PROGRAM, clean, table, written
 
 from batchrank.errors import ExitCode, InputBad, OutOfMemory
-from batchrank.no_memory import lack_of_memory
+from batchrank.files.no_memory import lack_of_memory
 
 
 def within(megabytes: int, *words: object) -> "subprocess.CompletedProcess[str]":

@@ -16,7 +16,7 @@ from helpers import Server, clean, fast, inside, output, part_bytes, program, ta
 from test_terminal_and_silence import on_terminal
 
 import batchrank
-from batchrank.config import load
+from batchrank.config.settings import load
 
 JOBS = Path(__file__).parents[1] / "jobs"
 EMBEDDED = "embedded rehearsal scorer"
@@ -180,7 +180,7 @@ def test_python_prints_the_line_of_the_command(settings: str, lines: int) -> Non
 def test_a_loaded_configuration_knows_whether_somebody_chose(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batchrank.logs import log
+    from batchrank.cli.logs import log
 
     monkeypatch.setattr(log, "handlers", [caplog.handler])
     rows = pl.DataFrame({"query": ["q"], "candidates": [["a", "b"]]})

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from raw_server import Peer, http, raw_server
 
-from batchrank.retry import Again, Answered, Exchange, Stop, Unanswered, Verdict, judge
-from batchrank.transport import connected
-from batchrank.wire.answers import BadAnswer, Scores, read, read_refusal
+from batchrank.sending.verdicts import Again, Answered, Exchange, Stop, Unanswered, Verdict, judge
+from batchrank.sending.http_client import connected
+from batchrank.wire.replies import BadAnswer, Scores, read, read_refusal
 
 RESULTS = [{"index": 1, "relevance_score": 0.25}, {"index": 0, "relevance_score": 0.75}]
 SOUND = [0.75, 0.25]

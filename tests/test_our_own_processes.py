@@ -35,7 +35,7 @@ def test_an_empty_entry_of_the_path_is_not_handed_on(tmp_path: Path) -> None:
     """As PYTHONPATH=:/some/folder makes it; here the child alone is kept from it."""
     note = plant(tmp_path)
     start = (
-        "import sys, subprocess, os\nfrom batchrank.python_child import python_command\n"
+        "import sys, subprocess, os\nfrom batchrank.files.python_child import python_command\n"
         "sys.path[:0] = ['', os.getcwd()]\n"
         "sys.exit(subprocess.run(python_command('batchrank', '--version')).returncode)"
     )

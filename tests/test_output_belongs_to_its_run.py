@@ -109,7 +109,7 @@ def test_looking_at_an_output_never_looks_like_a_run(stopped: Path) -> None:
     """What a `status` holds for an instant must neither lie to another nor turn a run away."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from batchrank.inspection import status
+    from batchrank.analysis.status import status
 
     def look(times: int) -> set[str]:
         return {status(stopped).state for _ in range(times)}

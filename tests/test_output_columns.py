@@ -24,11 +24,11 @@ from helpers import (
     written,
 )
 
-from batchrank.report import Receipt
-from batchrank.server.hash_scorer import HashScorer
+from batchrank.output.receipt import Receipt
+from batchrank.server.scorers.hash import HashScorer
 from batchrank.server.settings import DEFAULT_INSTRUCT
-from batchrank.server.weighing import head
-from batchrank.tokens import count
+from batchrank.server.token_counts import head
+from batchrank.planning.tokens import count
 
 Serve = Callable[..., Server]
 

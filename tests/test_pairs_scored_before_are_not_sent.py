@@ -27,8 +27,8 @@ from helpers import (
 )
 
 from batchrank import rerank
-from batchrank.limits import RequestLimits
-from batchrank.planning import Planner
+from batchrank.config.limits import RequestLimits
+from batchrank.planning.planner import Planner
 from batchrank.records import Row
 
 COLUMNS = ["results", "status", "error", "truncated"]

@@ -6,8 +6,8 @@ import msgspec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from batchrank.limits import RequestLimits
-from batchrank.planning import Planner
+from batchrank.config.limits import RequestLimits
+from batchrank.planning.planner import Planner
 from batchrank.records import PLAN_BITS, PlannedRow, RequestPlan, Row, plan_id, row_of
 
 settings.register_profile("timeless", deadline=None)

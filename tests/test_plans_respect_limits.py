@@ -15,10 +15,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from batchrank.limits import RequestLimits
-from batchrank.planning import Planner
+from batchrank.config.limits import RequestLimits
+from batchrank.planning.planner import Planner
 from batchrank.records import PlannedRow, RequestPlan, Row
-from batchrank.tokens import count
+from batchrank.planning.tokens import count
 from batchrank.wire import DIALECTS, Ask
 
 settings.register_profile("timeless", deadline=None)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchrank.pricing import Price
-from batchrank.wire.answers import Scores
+from batchrank.config.pricing import Price
+from batchrank.wire.replies import Scores
 
 settings.register_profile("timeless", deadline=None)
 settings.load_profile("timeless")

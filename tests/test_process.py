@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from batchrank.process import rarely_collected, spare_threads
+from batchrank.session.process import rarely_collected, spare_threads
 
 
 def test_garbage_is_looked_for_as_before_once_the_last_run_has_ended() -> None:

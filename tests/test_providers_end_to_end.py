@@ -20,7 +20,7 @@ from helpers import (
     written,
 )
 
-from batchrank.providers import PROVIDERS
+from batchrank.config.providers import PROVIDERS
 
 BASES = {
     "cohere": "",

@@ -12,9 +12,9 @@ from helpers import KEY, program, table, written
 from raw_server import Peer, http, raw_server
 
 from batchrank.errors import ConfigInvalid
-from batchrank.proxy import Proxy, find_proxy
-from batchrank.retry import Exchange, Unanswered
-from batchrank.transport import connected
+from batchrank.config.proxy import Proxy, find_proxy
+from batchrank.sending.verdicts import Exchange, Unanswered
+from batchrank.sending.http_client import connected
 
 ENDPOINT = "https://rerank.example/v1"
 SECRETS = {"Authorization": f"Bearer {KEY}", "X-Team": "hunter2"}

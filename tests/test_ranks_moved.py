@@ -10,8 +10,8 @@ import pytest
 from helpers import CANDIDATES, RESULTS, Server, inside, score, table, written
 from scipy.stats import kendalltau
 
-from batchrank.evaluation import moved
-from batchrank.movement import Movement, Moves, words
+from batchrank.analysis.evaluation import moved
+from batchrank.analysis.rank_changes import Movement, Moves, words
 
 Row = list[tuple[int, float]]
 """A row's scored candidates, best first: place in the input, score."""

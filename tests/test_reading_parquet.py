@@ -27,8 +27,8 @@ from helpers import (
 )
 
 from batchrank.errors import BatchrankError, ExitCode, InputBad
-from batchrank.schema import Columns
-from batchrank.source import open_source
+from batchrank.input.schema import Columns
+from batchrank.input.parquet_rows import open_source
 
 COLUMNS = Columns("query_id", "query", "candidates", ())
 TEXTS = [["red fox", "blue whale", "grüne Eule"], ["一只猫", "a dog", "🦊"], ["x", "y", "z"]]
@@ -637,8 +637,8 @@ pq.write_table(table, sys.argv[1], row_group_size=group, use_dictionary=False,
 """
 _READ = """
 import sys
-from batchrank.schema import Columns
-from batchrank.source import open_source
+from batchrank.input.schema import Columns
+from batchrank.input.parquet_rows import open_source
 source = open_source([sys.argv[1]], Columns("query_id", "query", "candidates", ()))
 rows = sum(len(chunk.rows) for chunk in source.chunks(0, source.total_rows, 10_000))
 assert rows == 20_000

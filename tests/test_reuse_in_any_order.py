@@ -12,12 +12,12 @@ from random import Random
 
 import pytest
 
-from batchrank.config import load
-from batchrank.digests import Digests
-from batchrank.earlier import Previous
-from batchrank.pairs import SideFiles
+from batchrank.config.settings import load
+from batchrank.planning.text_hashes import Digests
+from batchrank.reuse.earlier_rows import Previous
+from batchrank.reuse.pair_files import SideFiles
 from batchrank.records import Row, RowScores
-from batchrank.reuse import Reuse, opened
+from batchrank.reuse.index import Reuse, opened
 
 CONFIG = load(None, {})
 ROWS = 600

@@ -29,7 +29,7 @@ from helpers import (
     written,
 )
 
-from batchrank.claim import PAIRS
+from batchrank.state.output_folder import PAIRS
 
 SLOW = """
 [[fault]]

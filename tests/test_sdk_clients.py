@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from batchrank.server.app import ServerSettings, serving
-from batchrank.server.hash_scorer import HashScorer
+from batchrank.server.scorers.hash import HashScorer
 
 openai = pytest.importorskip("openai")
 dashscope = pytest.importorskip("dashscope")

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from batchrank.series import BOUNDS, POINTS, SERIES, Kept, Series, percentile, read_series
+from batchrank.state.history import BOUNDS, POINTS, SERIES, Kept, Series, percentile, read_series
 
 
 def kept(state: Path) -> Kept:

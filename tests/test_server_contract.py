@@ -18,14 +18,14 @@ import aiohttp
 import msgspec
 import pytest
 
-from batchrank import tokens
+from batchrank.planning import tokens
 from batchrank.errors import ConfigInvalid
-from batchrank.limits import RequestLimits
+from batchrank.config.limits import RequestLimits
 from batchrank.server.app import ServerSettings, serving
-from batchrank.server.hash_scorer import HashScorer
+from batchrank.server.scorers.hash import HashScorer
 from batchrank.server.quotas import QuotaSettings
 from batchrank.server.settings import DEFAULT_INSTRUCT
-from batchrank.server.weighing import head
+from batchrank.server.token_counts import head
 
 FLAT = "/compatible-api/v1/reranks"
 NATIVE = "/api/v1/services/rerank/text-rerank/text-rerank"
@@ -467,7 +467,7 @@ def test_a_port_that_is_taken_is_named() -> None:
 PROGRAM = """
 import sys
 from batchrank.server.app import ServerSettings, run
-from batchrank.server.hash_scorer import HashScorer
+from batchrank.server.scorers.hash import HashScorer
 run(ServerSettings(), HashScorer, 0, lambda url: print(url, flush=True),
     until_stdin_closes=sys.argv[1] == "child")
 """

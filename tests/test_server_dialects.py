@@ -8,8 +8,8 @@ from urllib.request import Request, urlopen
 import pytest
 from helpers import Server
 
-from batchrank import tokens
-from batchrank.server.hash_scorer import HashScorer
+from batchrank.planning import tokens
+from batchrank.server.scorers.hash import HashScorer
 from batchrank.server.settings import DEFAULT_INSTRUCT
 
 TEXTS = ["a bear", "ein Bär 🐼", "pizza"]

@@ -16,9 +16,9 @@ import pytest
 
 from batchrank.errors import ConfigInvalid, InputMissing
 from batchrank.server.app import ServerSettings, serving
-from batchrank.server.damage import DAMAGES
-from batchrank.server.faults import KINDS, FaultScript, Seen, choose, read_script
-from batchrank.server.hash_scorer import HashScorer
+from batchrank.server.faults.replies import DAMAGES
+from batchrank.server.faults.script import KINDS, FaultScript, Seen, choose, read_script
+from batchrank.server.scorers.hash import HashScorer
 
 DOCUMENTS = ["a", "b", "c", "d", "e", "f"]
 FLAT = "/compatible-api/v1/reranks"

@@ -31,11 +31,11 @@ from helpers import (
 )
 
 import batchrank
-from batchrank import job
+from batchrank.session import job
 from batchrank.errors import BatchrankError, ConfigInvalid, InputBad, OutputUnusable
-from batchrank.limits import AIM, RateLimits
-from batchrank.report import Receipt
-from batchrank.shards import Shard, of_environment, parsed, share_of
+from batchrank.config.limits import AIM, RateLimits
+from batchrank.output.receipt import Receipt
+from batchrank.state.shards import Shard, of_environment, parsed, share_of
 
 Serve = Callable[..., Server]
 ROWS, ROWS_PER_PART = 95, 10

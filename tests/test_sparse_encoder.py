@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from batchrank.server.sparse_encoder import MODEL, TEXTS_REMEMBERED, SparseEncoder, Text
+from batchrank.server.scorers.sparse_encoder import MODEL, TEXTS_REMEMBERED, SparseEncoder, Text
 
 QUERY = "what is the life span of a flea"
 TEXTS = [
@@ -91,7 +91,7 @@ def test_no_kernel_and_no_thread_of_blas_shows_in_a_similarity(
 ) -> None:
     """OpenBLAS takes the kernel by its variable; a CPU without it would end with a signal."""
     code = (
-        "import json, sys; from batchrank.server.sparse_encoder import SparseEncoder\n"
+        "import json, sys; from batchrank.server.scorers.sparse_encoder import SparseEncoder\n"
         "query, texts = json.loads(sys.argv[1]); encoder = SparseEncoder()\n"
         "asked = encoder.query(query)\n"
         "print([encoder.similarity(asked, text).hex() for text in encoder.texts(texts)])"

@@ -8,8 +8,8 @@ from threading import Event
 import pytest
 from raw_server import Peer, RawServer, Serve, http, raw_server, raw_server_beside
 
-from batchrank.retry import Answered, Exchange, Unanswered
-from batchrank.transport import connected
+from batchrank.sending.verdicts import Answered, Exchange, Unanswered
+from batchrank.sending.http_client import connected
 
 ASKED = range(30)
 

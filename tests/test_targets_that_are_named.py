@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import PROGRAM, Server, clean, fast, inside, program, table, written
 
-from batchrank.atomic_files import open_target, replace_whole
+from batchrank.files.atomic import open_target, replace_whole
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a device")
 

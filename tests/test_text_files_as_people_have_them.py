@@ -16,10 +16,10 @@ import pytest
 from helpers import RESULTS, Server, fast, inside, output, written
 
 from batchrank.errors import InputBad
-from batchrank.evaluation import evaluate
-from batchrank.input_file import InputFile
-from batchrank.qrels import read_qrels
-from batchrank.shapes.lines import TrecLines
+from batchrank.analysis.evaluation import evaluate
+from batchrank.input.input_file import InputFile
+from batchrank.analysis.qrels import read_qrels
+from batchrank.input.line_files import TrecLines
 
 Change = Callable[[bytes], bytes]
 BOM = b"\xef\xbb\xbf"

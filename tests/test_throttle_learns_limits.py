@@ -5,8 +5,8 @@ What this comes to against whole models of a server is promise 35 (`drills.lower
 
 import pytest
 
-from batchrank.at_once import AtOnce
-from batchrank.used_minute import UsedMinute
+from batchrank.pacing.at_once import AtOnce
+from batchrank.pacing.used_minute import UsedMinute
 
 
 def use_up(minute: UsedMinute, requests: int, seconds: float) -> float:

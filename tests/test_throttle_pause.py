@@ -9,8 +9,8 @@ import pytest
 from virtual_time import run
 
 from batchrank.errors import TryLater
-from batchrank.limits import RateLimits
-from batchrank.throttle import Throttle
+from batchrank.config.limits import RateLimits
+from batchrank.pacing.throttle import Throttle
 
 FAST = RateLimits(requests_per_minute=0, ramp_seconds=0)
 

@@ -13,9 +13,9 @@ import msgspec
 import pytest
 from virtual_time import run
 
-from batchrank.limits import AIM, AIM_BY_MINUTE, RateLimits
+from batchrank.config.limits import AIM, AIM_BY_MINUTE, RateLimits
 from batchrank.server.quotas import Quota, fixed_minute, growth, per_second, sliding_minute
-from batchrank.throttle import Throttle
+from batchrank.pacing.throttle import Throttle
 
 TRIALS = int(os.environ.get("BATCHRANK_TRIALS", "150"))
 MINUTES = {"fixed minute": fixed_minute, "sliding minute": sliding_minute}

@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 from virtual_time import run
 
-from batchrank.limits import RateLimits
-from batchrank.throttle import Throttle
+from batchrank.config.limits import RateLimits
+from batchrank.pacing.throttle import Throttle
 
 RATE = RateLimits(requests_per_minute=6000, ramp_seconds=0)
 

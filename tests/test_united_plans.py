@@ -24,11 +24,11 @@ from test_plans_respect_limits import (
     weigh,
 )
 
-from batchrank.limits import RequestLimits
-from batchrank.planning import Planner
+from batchrank.config.limits import RequestLimits
+from batchrank.planning.planner import Planner
 from batchrank.records import PlannedRow, RequestPlan, Row
-from batchrank.tokens import counts
-from batchrank.uniting import Waiting, complete
+from batchrank.planning.tokens import counts
+from batchrank.planning.shared_requests import Waiting, complete
 
 ROOT = Path(__file__).parents[1]
 

@@ -34,13 +34,13 @@ from test_resume_after_kill import SLOW, settled
 from test_same_bytes import SHUFFLED
 
 import batchrank
-from batchrank import checkpoint
-from batchrank.checkpoint import Checkpoint
-from batchrank.digests import digest_before
+from batchrank.state import checkpoint
+from batchrank.state.checkpoint import Checkpoint
+from batchrank.planning.text_hashes import digest_before
 from batchrank.errors import BatchrankError
 from batchrank.records import Failed, Scored, Share, Spent, plan_id, plan_of, row_of
-from batchrank.request import columns_of
-from batchrank.shapes import Inputs, open_inputs
+from batchrank.session.request import columns_of
+from batchrank.input import Inputs, open_inputs
 
 ROWS_PER_PART = 60
 QUERIES, RETRIEVERS = 40, 4
@@ -297,7 +297,7 @@ def test_queries_are_those_of_the_rows_from_any_row_to_any_other(
         written(tmp_path / name / "a.parquet", table.slice(0, half), row_group_size=17)
         written(tmp_path / name / "b.parquet", table.slice(half), row_group_size=40)
         source = open_inputs(
-            Inputs([str(tmp_path / name)]), columns_of(batchrank.config.load(None, {}))
+            Inputs([str(tmp_path / name)]), columns_of(batchrank.config.settings.load(None, {}))
         )
         assert source.total_rows == len(content)
         assert list(source.queries(first, stop)) == [row["query"] for row in content[first:stop]]
@@ -386,8 +386,8 @@ def test_a_run_begun_with_a_request_for_each_row_goes_on_so(
 def test_an_output_cannot_have_a_second_column_of_that_name() -> None:
     kept: dict[str, Any] = {"keep_columns": ["request_ids"]}
     with pytest.raises(BatchrankError, match="second column request_ids"):
-        batchrank.config.load(None, {"input": kept, "endpoint": {"unite_rows": True}})
-    assert batchrank.config.load(None, {"input": kept}).input.keep_columns == ["request_ids"]
+        batchrank.config.settings.load(None, {"input": kept, "endpoint": {"unite_rows": True}})
+    assert batchrank.config.settings.load(None, {"input": kept}).input.keep_columns == ["request_ids"]
 
 
 def test_a_run_of_an_earlier_version_goes_on(

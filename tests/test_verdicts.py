@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrank.errors import AccountRefused, BatchrankError, ConfigInvalid, KeyRefused
-from batchrank.retry import (
+from batchrank.sending.verdicts import (
     Again,
     Answered,
     GiveUp,
@@ -22,7 +22,7 @@ from batchrank.retry import (
     seconds,
     waits,
 )
-from batchrank.wire.answers import Scores
+from batchrank.wire.replies import Scores
 
 settings.register_profile("timeless", deadline=None)
 settings.load_profile("timeless")

@@ -128,7 +128,7 @@ def test_more_than_five_complaints_are_counted(server: Server, tmp_path: Path) -
 
 def forged(out: Path, change: Callable[[pa.Table], pa.Table]) -> None:
     """A part rewritten by a batchrank that is wrong: its receipt agrees with its bytes."""
-    from batchrank.sink import read_record
+    from batchrank.output.parts import read_record
 
     path = out / "part-00000.parquet"
     rows = pq.read_table(path)

@@ -11,11 +11,11 @@ from random import Random
 import pytest
 from helpers import Server, dated, fast, inside, output, rows_of, score, scores_of, table, written
 
-from batchrank.config import load
-from batchrank.digests import Digests
-from batchrank.pairs import DAMAGE, SideFile, SideFiles
+from batchrank.config.settings import load
+from batchrank.planning.text_hashes import Digests
+from batchrank.reuse.pair_files import DAMAGE, SideFile, SideFiles
 from batchrank.records import Row, RowScores
-from batchrank.reuse import Reuse, opened
+from batchrank.reuse.index import Reuse, opened
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from helpers import (
     written,
 )
 
-from batchrank.evaluation import evaluate
-from batchrank.export import TAG_UNPUBLISHED
+from batchrank.analysis.evaluation import evaluate
+from batchrank.analysis.export import TAG_UNPUBLISHED
 
 ONE_AT_A_TIME = ["--max-in-flight", 1]
 SLOWLY = ["--requests-per-minute", 900]

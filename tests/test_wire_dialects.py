@@ -5,11 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchrank.config import load
-from batchrank.link import encode
-from batchrank.providers import PROVIDERS
-from batchrank.wire import DIALECTS, Ask, Dialect, Fields, Ranked, flat, native, tei, voyage
-from batchrank.wire.answers import Refusal, Scores, read, read_refusal
+from batchrank.config.settings import load
+from batchrank.sending.paced_endpoint import encode
+from batchrank.config.providers import PROVIDERS
+from batchrank.wire import DIALECTS, Ask, Dialect, Fields, Ranked
+from batchrank.wire import flat
+from batchrank.wire import dashscope as native
+from batchrank.wire import tei
+from batchrank.wire import voyage
+from batchrank.wire.replies import Refusal, Scores, read, read_refusal
 
 settings.register_profile("timeless", deadline=None)
 settings.load_profile("timeless")

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import uvloop
 from aiohttp import web
 
-from batchrank import tokens
+from batchrank.planning import tokens
 from batchrank.server.api import RerankApi
-from batchrank.server.door import listen
+from batchrank.server.http_server import listen
 from batchrank.server.settings import ServerSettings
-from batchrank.server.voices import COMPATIBLE_BASE
+from batchrank.server.routes import COMPATIBLE_BASE
 
 if TYPE_CHECKING:
-    from batchrank.server.scorer import Scorer
+    from batchrank.server.scorers.embedded import Scorer
 
 __all__ = ["ServerSettings", "run", "serving"]
 

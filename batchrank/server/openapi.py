@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from batchrank.server.settings import ServerSettings
-from batchrank.server.voices import COMPATIBLE_PATH, NATIVE_PATH, TEI_DOCUMENTS
+from batchrank.server.routes import COMPATIBLE_PATH, NATIVE_PATH, TEI_DOCUMENTS
 
 _TEXT = {"type": "string", "minLength": 1}
 _RESULTS = {

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from batchrank.limits import RequestLimits
-from batchrank.server.faults import FaultScript
+from batchrank.config.limits import RequestLimits
+from batchrank.server.faults.script import FaultScript
 from batchrank.server.quotas import QuotaSettings
 
 # Model Studio, "Text rerank": the instruction of a request that brings none.

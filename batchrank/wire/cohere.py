@@ -12,7 +12,7 @@ from math import ceil
 
 import msgspec
 
-from batchrank.wire.answers import Ask, Ranked
+from batchrank.wire.replies import Ask, Ranked
 from batchrank.wire.flat import read_request, request
 
 __all__ = ["answer", "most_searches", "read_request", "request", "searches"]

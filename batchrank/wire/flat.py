@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import orjson
 
-from batchrank.wire.answers import Ask, Ranked
-from batchrank.wire.fields import MODEL_STUDIO, Fields
+from batchrank.wire.replies import Ask, Ranked
+from batchrank.wire.request_fields import MODEL_STUDIO, Fields
 
 
 class _Request(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from batchrank.wire.answers import Ask, Ranked
-from batchrank.wire.fields import Fields
+from batchrank.wire.replies import Ask, Ranked
+from batchrank.wire.request_fields import Fields
 
 
 class _Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

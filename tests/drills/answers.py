@@ -27,10 +27,10 @@ from helpers import (
     written,
 )
 
-from batchrank.retry import Again, GiveUp, Halve, Stop, Verdict, Without, judge
-from batchrank.server.faults import KINDS
-from batchrank.transport import connected
-from batchrank.wire.answers import Scores
+from batchrank.sending.verdicts import Again, GiveUp, Halve, Stop, Verdict, Without, judge
+from batchrank.server.faults.script import KINDS
+from batchrank.sending.http_client import connected
+from batchrank.wire.replies import Scores
 from drills.frame import Drill, Patch, begun, breaks, patched
 from drills.pace import told
 
@@ -209,7 +209,7 @@ def _right(rows: pa.Table, out: Path, failed: frozenset[int] = frozenset()) -> N
 def unchecked(trials: int, seed: int, folder: Path) -> str:
     """The control: a build that takes an answer's scores in the order they come, unchecked."""
     lenient = Patch(
-        "wire/answers.py",
+        "wire/replies.py",
         "\ndef _in_order(",
         "\ndef _in_order(results: Sequence[_Result], documents: int) -> list[float]:\n"
         "    found = [result.relevance_score for result in results] + [0.0] * documents\n"

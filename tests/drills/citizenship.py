@@ -205,13 +205,13 @@ def _quiet(code: int, arguments: Sequence[object]) -> None:
 LOUD = {"PYTHONASYNCIODEBUG": "1", "PYTHONDEVMODE": "1", "PYTHONFAULTHANDLER": "1"}
 CRASHES = {
     "between answer and checkpoint": Patch(
-        "session.py",
+        "session/session.py",
         "    def _record(self, plan: RequestPlan, outcome: Outcome) -> None:\n",
         "    def _record(self, plan: RequestPlan, outcome: Outcome) -> None:\n"
         "        if self._figures.spent.requests > 5:\n            raise ZeroDivisionError\n",
     ),
     "in the transport": Patch(
-        "transport.py",
+        "sending/http_client.py",
         "            headers = response.headers\n",
         "            headers = response.headers\n"
         "            response.raise_for_status() if self else None\n"

@@ -123,11 +123,11 @@ def _twice(scorer: Scorer, random: Random, latency_seconds: float) -> Callable[[
 
 NO_GUARD = [
     Patch(
-        "connections.py",
+        "sending/connections.py",
         "        if self._came_early or not self.is_connected() or self._has_unread_bytes():\n",
         "        if not self.is_connected():\n",
     ),
-    Patch("connections.py", "            if self._was_used:\n", "            if False:\n"),
+    Patch("sending/connections.py", "            if self._was_used:\n", "            if False:\n"),
 ]
 
 
@@ -226,7 +226,7 @@ def _refused(
 
 
 HEADERS_OF_THE_SESSION = Patch(
-    "transport.py", "        headers=sent if proxy is None else None,\n", "        headers=sent,\n"
+    "sending/http_client.py", "        headers=sent if proxy is None else None,\n", "        headers=sent,\n"
 )
 
 
@@ -288,8 +288,8 @@ def _stop(process: Any, scorer: Scorer, random: Random) -> tuple[int, float]:
 
 
 BY_THE_CLOCK = [
-    Patch("transport.py", "if delay > STANDSTILL_SECONDS:", "if delay > 1e9:"),
-    Patch("transport.py", "elif delay > _DELAY_SECONDS and", "elif delay > 1e9 and"),
+    Patch("sending/http_client.py", "if delay > STANDSTILL_SECONDS:", "if delay > 1e9:"),
+    Patch("sending/http_client.py", "elif delay > _DELAY_SECONDS and", "elif delay > 1e9 and"),
 ]
 
 

@@ -11,22 +11,22 @@ from drills.disk import power_cut
 from drills.frame import Drill, Patch, breaks, patched
 from drills.ownership import many_at_once, many_states
 
-NO_FOLDER_SYNC = Patch("atomic_files.py", "        os.fsync(descriptor)\n", "        pass\n")
+NO_FOLDER_SYNC = Patch("files/atomic.py", "        os.fsync(descriptor)\n", "        pass\n")
 NO_FILE_SYNC = Patch(
-    "atomic_files.py",
+    "files/atomic.py",
     "                os.fsync(file.fileno())\n",
     "                pass\n",
 )
 NO_LOCK = Patch(
-    "checkpoint.py", "            flock(descriptor, LOCK_EX | LOCK_NB)\n", "            pass\n"
+    "state/checkpoint.py", "            flock(descriptor, LOCK_EX | LOCK_NB)\n", "            pass\n"
 )
 NO_LOCK_OF_OUTPUT = Patch(
-    "claim.py",
+    "state/output_folder.py",
     "            holding.enter_context(checkpoint.locked(home, out))\n",
     "            pass\n",
 )
 SHORT_LOG = Patch(
-    "checkpoint.py",
+    "state/checkpoint.py",
     '    database.execute("PRAGMA synchronous=FULL")\n    return database\n',
     '    database.execute("PRAGMA synchronous=FULL")\n'
     '    database.execute("PRAGMA wal_autocheckpoint=30")\n    return database\n',

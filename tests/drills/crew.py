@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from helpers import Server, ended, inside, killed, serving, until
 from test_resume_after_kill import answers_in
 
-from batchrank.shards import Shard
+from batchrank.state.shards import Shard
 from drills.frame import Drill, Job, begun, identical, job, last_line
 
 ANSWER_SECONDS = 0.3

@@ -105,9 +105,9 @@ def _pairs(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.glob("_pairs/part-*"))}
 
 
-SIDE_FILE = Patch("standing.py", "[: len(rows)]\n", "\n")
+SIDE_FILE = Patch("session/output_state.py", "[: len(rows)]\n", "\n")
 SMALL_PART = Patch(
-    "standing.py",
+    "session/output_state.py",
     "            if known.counts.rows < self._size(part)\n            or (",
     "            if (",
 )

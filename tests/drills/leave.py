@@ -118,7 +118,7 @@ def without_the_watchdog(trials: int, seed: int, folder: Path) -> str:
     return f"leave breaks without the watchdog: {said}"
 
 
-NO_WATCHDOG = Patch("leaving.py", "        self._leave()\n", "        pass\n")
+NO_WATCHDOG = Patch("session/leaving.py", "        self._leave()\n", "        pass\n")
 
 DRILLS = [
     Drill((36,), "leave", leave, 4, 64),

@@ -38,7 +38,7 @@ def limits_unread(trials: int, seed: int, folder: Path) -> str:
     return f"short-of-memory breaks where no limit is read: {said}"
 
 
-UNREAD = Patch("cli.py", '    """\n    check_address_space()\n', '    """\n')
+UNREAD = Patch("cli/main.py", '    """\n    check_address_space()\n', '    """\n')
 
 DRILLS = [
     Drill((41,), "short-of-memory", short_of_memory, 4, 60),

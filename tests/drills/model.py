@@ -17,12 +17,12 @@ from drills.pace import told
 
 MUTANTS: dict[str, tuple[Patch, str]] = {
     "an answer is taken for any texts": (
-        Patch("ahead.py", "not is_given_to(answer, plan):\n", "not answer.digest:\n"),
+        Patch("session/earlier_answers.py", "not is_given_to(answer, plan):\n", "not answer.digest:\n"),
         "with other texts under an answer of theirs",
     ),
     "answers are dropped before their part is published": (
         Patch(
-            "checkpoint.py",
+            "state/checkpoint.py",
             "            elif isinstance(item, _Lease):\n",
             "            elif isinstance(item, _Flush):\n"
             '                database.execute("DELETE FROM answers")\n'
@@ -32,30 +32,30 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
     ),
     "some outcomes are not kept": (
         Patch(
-            "checkpoint.py",
+            "state/checkpoint.py",
             "in insertions(settled):\n",
             "in insertions([item for item in settled if item.part != 1]):\n",
         ),
         "answered ",  # and not kept; or, by priority, more often than needed
     ),
     "what killed sessions may have spent is forgotten": (
-        Patch("checkpoint.py", '"leased", _most(spent) + self._untold)', '"leased", 0)'),
+        Patch("state/checkpoint.py", '"leased", _most(spent) + self._untold)', '"leased", 0)'),
         "tokens billed of",
     ),
     "scores go to other documents": (
-        Patch("assembly.py", "[position] = scores[document]", "[position] = min(scores)"),
+        Patch("output/assembly.py", "[position] = scores[document]", "[position] = min(scores)"),
         "row ",
     ),
     "a part that is written again keeps its old record": (
         Patch(
-            "standing.py",
+            "session/output_state.py",
             "if record is None or self._may_be_written_again(part, record):",
             "if record is None:",
         ),
         "is not the receipt's",
     ),
     "an unknown outcome counts as free": (
-        Patch("link.py", "read = billed = None\n", "read, billed = None, 0\n"),
+        Patch("sending/paced_endpoint.py", "read = billed = None\n", "read, billed = None, 0\n"),
         "tokens billed of",
     ),
 }

@@ -24,7 +24,7 @@ from helpers import Server, ended, expected_of, fast, serving, started, table, u
 from test_places import Store, remote_parts, storing
 from test_resume_after_kill import settled
 
-from batchrank.places import Remote, place
+from batchrank.files.paths import Remote, place
 from drills.frame import (
     Drill,
     Patch,
@@ -390,8 +390,8 @@ def between(trials: int, seed: int, folder: Path) -> str:
     return f"{trials} files written again: {refused} refused, the others went on"
 
 
-NO_COMPARISON = Patch("input_file.py", "        if now == self._first:\n", "        if True:\n")
-NO_SECOND_LOOK = Patch("published_rows.py", "    if not touched:\n", "    if True:\n")
+NO_COMPARISON = Patch("input/input_file.py", "        if now == self._first:\n", "        if True:\n")
+NO_SECOND_LOOK = Patch("session/published_rows.py", "    if not touched:\n", "    if True:\n")
 
 
 def without_comparison(trials: int, seed: int, folder: Path) -> str:

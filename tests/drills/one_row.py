@@ -200,8 +200,8 @@ def asked_pause(trials: int, seed: int, folder: Path) -> str:
     return f"{trials} pauses of a day: runs ended within {max(seconds):.1f} s, the bound was 8 s"
 
 
-NO_HALVES = Patch("dispatch.py", "if documents > 1 and not self._whole and", "if False and")
-NO_BOUND = Patch("dispatch.py", "            asked = self._max_outage_seconds\n", "")
+NO_HALVES = Patch("sending/dispatch.py", "if documents > 1 and not self._whole and", "if False and")
+NO_BOUND = Patch("sending/dispatch.py", "            asked = self._max_outage_seconds\n", "")
 
 
 def without_halves(trials: int, seed: int, folder: Path) -> str:

@@ -108,9 +108,9 @@ def without_streams(trials: int, seed: int, folder: Path) -> str:
     return f"planted-links breaks where a device is taken for a file: {said}"
 
 
-NO_ISOLATION = Patch("python_child.py", 'options = ["-I", ', 'options = ["-E", ')
-NO_NEW_DRAFTS = Patch("atomic_files.py", " | os.O_EXCL | os.O_NOFOLLOW", "")
-NO_STREAMS = Patch("atomic_files.py", "    if is_stream(path):\n", "    if False:\n")
+NO_ISOLATION = Patch("files/python_child.py", 'options = ["-I", ', 'options = ["-E", ')
+NO_NEW_DRAFTS = Patch("files/atomic.py", " | os.O_EXCL | os.O_NOFOLLOW", "")
+NO_STREAMS = Patch("files/atomic.py", "    if is_stream(path):\n", "    if False:\n")
 
 DRILLS = [
     Drill((38,), "working-folder", working_folder, 1, 3),

@@ -32,19 +32,19 @@ from test_throttle_rate import (
 )
 from virtual_time import run
 
-from batchrank.budget import Budget
-from batchrank.circuit_breaker import Health
-from batchrank.config import JobConfig, load
-from batchrank.dispatch import Sender, dispatch
+from batchrank.pacing.budget import Budget
+from batchrank.pacing.circuit_breaker import Health
+from batchrank.config.settings import JobConfig, load
+from batchrank.sending.dispatch import Sender, dispatch
 from batchrank.errors import TryLater
-from batchrank.halt import Halt
-from batchrank.link import Link
+from batchrank.sending.halt import Halt
+from batchrank.sending.paced_endpoint import Link
 from batchrank.records import Failed, Outcome, RequestPlan, Scored
-from batchrank.retry import Answered, Exchange
-from batchrank.series import Series
+from batchrank.sending.verdicts import Answered, Exchange
+from batchrank.state.history import Series
 from batchrank.server.quotas import Quota, fixed_minute, growth, sliding_minute
-from batchrank.throttle import Throttle
-from batchrank.transport import connected
+from batchrank.pacing.throttle import Throttle
+from batchrank.sending.http_client import connected
 from drills.frame import Drill
 
 MINUTES = {"fixed minute": fixed_minute, "sliding minute": sliding_minute}
@@ -81,7 +81,7 @@ def schedules(trials: int, seed: int, folder: Path) -> str:
 
 def leases(trials: int, seed: int, folder: Path) -> str:
     """Workers that share an account, come, go and are killed, and so does their coordinator."""
-    logging.getLogger("batchrank.leasing").setLevel(logging.ERROR)  # who is lost is known
+    logging.getLogger("batchrank.account.worker").setLevel(logging.ERROR)  # who is lost is known
     for trial in range(trials):
         with told(trial):
             test_any_schedule_of_comings_and_goings_stays_within_every_model(

@@ -24,17 +24,17 @@ import pyarrow.parquet as pq
 import uvloop
 from helpers import PROGRAM, clean, fast, output, serving, settings, table, written
 
-from batchrank import job
-from batchrank.config import JobConfig, key_of, load
+from batchrank.session import job
+from batchrank.config.settings import JobConfig, key_of, load
 from batchrank.errors import BatchrankError, ConfigInvalid, ExitCode
-from batchrank.report import Progress
-from batchrank.request import planner_of
-from batchrank.retry import Answered, judge
-from batchrank.schema import Columns
-from batchrank.sink import Sink
-from batchrank.source import open_source
-from batchrank.throttle import Throttle
-from batchrank.wire.answers import Scores
+from batchrank.output.receipt import Progress
+from batchrank.session.request import planner_of
+from batchrank.sending.verdicts import Answered, judge
+from batchrank.input.schema import Columns
+from batchrank.output.parts import Sink
+from batchrank.input.parquet_rows import open_source
+from batchrank.pacing.throttle import Throttle
+from batchrank.wire.replies import Scores
 from drills.frame import Drill, environment
 from drills.pace import told
 
@@ -443,7 +443,7 @@ def mutated(random: Random, content: bytes) -> bytes:
 
 def _read_to_the_end(path: Path, folder: Path) -> None:
     """What a run does with its input, up to the sending, and with its ids afterwards."""
-    from batchrank.assembly import Assembly
+    from batchrank.output.assembly import Assembly
     from batchrank.records import Scored, Spent
 
     source = open_source([str(path)], Columns("query_id", "query", "candidates", ["kept"]))

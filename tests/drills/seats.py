@@ -17,7 +17,7 @@ from urllib.request import urlopen
 
 from helpers import killed
 
-from batchrank.seats import MOST_SEATS
+from batchrank.account.cells import MOST_SEATS
 from drills.frame import Drill, Patch, begun, breaks, patched
 from drills.pace import told
 
@@ -149,13 +149,13 @@ def pieces_one_by_one(trials: int, seed: int, folder: Path) -> str:
 
 
 NO_GUARD = Patch(
-    "coordinator.py",
+    "account/service.py",
     "            refused = self._refusal(request)\n",
     "            refused = None\n",
 )
-NO_SECRET = Patch("coordinator.py", "if not bears(request, self._secret):", "if False:")
+NO_SECRET = Patch("account/service.py", "if not bears(request, self._secret):", "if False:")
 QUADRATIC = Patch(
-    "seats.py",
+    "account/cells.py",
     "    bits.reverse()\n",
     "    cells = 0\n    for start, stop in reversed(pieces):\n"
     "        cells |= (1 << stop) - (1 << start)\n"

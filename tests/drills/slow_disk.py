@@ -18,8 +18,8 @@ from typing import NamedTuple
 import pytest
 from helpers import PROGRAM, clean, ended, killed, part_bytes, table, until, written
 
-from batchrank.checkpoint import COMMIT_GROUP
-from batchrank.session import MAX_OPEN_PARTS
+from batchrank.state.checkpoint import COMMIT_GROUP
+from batchrank.session.session import MAX_OPEN_PARTS
 from drills.frame import Drill, Patch, breaks, environment, last_line, patched
 from drills.pace import told
 from drills.till import Asked, Till, http, scored, till
@@ -138,8 +138,8 @@ def without_a_bound_on_parts(trials: int, seed: int, folder: Path) -> str:
     return f"slow-disk breaks where parts pile up: {said}"
 
 
-NO_WAIT = Patch("link.py", "if self._checkpoint.is_behind:\n", "if False:\n")
-NO_BOUND = Patch("session.py", "self._assembly.open_parts + self._unwritten", "0")
+NO_WAIT = Patch("sending/paced_endpoint.py", "if self._checkpoint.is_behind:\n", "if False:\n")
+NO_BOUND = Patch("session/session.py", "self._assembly.open_parts + self._unwritten", "0")
 
 
 def _begun(one: Till, source: Path, out: Path, slow: dict[str, str]) -> "subprocess.Popen[str]":

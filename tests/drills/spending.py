@@ -13,9 +13,9 @@ from typing import Any
 
 from helpers import PROGRAM, clean, ended, killed, table, until, written
 
-from batchrank.limits import weight
-from batchrank.pricing import ceiling
-from batchrank.tokens import count
+from batchrank.config.limits import weight
+from batchrank.config.pricing import ceiling
+from batchrank.planning.tokens import count
 from drills.frame import Drill, Patch, breaks, environment, last_line, patched
 from drills.pace import told
 from drills.slow_disk import answer_all, slow_calls
@@ -78,7 +78,7 @@ def permission_first(trials: int, seed: int, folder: Path) -> str:
 
 
 PERMISSION_FIRST = Patch(
-    "link.py",
+    "sending/paced_endpoint.py",
     "            await self._cover(self._budget.total)\n"
     "            return await self._throttle.admit(tokens)\n",
     "            sent_at = await self._throttle.admit(tokens)\n"
@@ -162,7 +162,7 @@ def settled_as_likely(trials: int, seed: int, folder: Path) -> str:
 
 
 LIKELY = Patch(
-    "link.py",
+    "sending/paced_endpoint.py",
     "            billed = self._price.billed(verdict)\n",
     "            billed = self._price.billed(verdict) or self._price.likely(tokens, documents)\n",
 )
@@ -223,7 +223,7 @@ def absurd_is_believed(trials: int, seed: int, folder: Path) -> str:
 
 
 BELIEVED = Patch(
-    "pricing.py",
+    "config/pricing.py",
     "        if (used, searched) == (answer.tokens, answer.searches):\n",
     "        if True:\n",
 )

@@ -10,7 +10,7 @@ import pytest
 from helpers import Server, expected_of, output, program
 from peer import KEY, PEERS, SCIFACT, call, free_port, running
 
-from batchrank.server.hash_scorer import HashScorer
+from batchrank.server.scorers.hash import HashScorer
 from batchrank.server.settings import DEFAULT_INSTRUCT
 
 QUERY = "What is a reranking model?"

@@ -4,7 +4,7 @@ import pytest
 from helpers import Server
 from peer import KEY, call
 
-from batchrank.server.hash_scorer import HashScorer
+from batchrank.server.scorers.hash import HashScorer
 from batchrank.server.settings import DEFAULT_INSTRUCT
 
 QUERY = "What is a reranking model?"
