@@ -20,24 +20,24 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchrank.session import job
+from batchrank.analysis.output_reader import opened
+from batchrank.cli.logs import warnings_to_stderr
+from batchrank.cli.progress_bar import bar
 from batchrank.config.settings import JobConfig, check_known, load, sections_of
+from batchrank.errors import BatchrankError, ExitCode, InputBad
+from batchrank.files.paths import Place, place, plain
+from batchrank.files.text_form import as_text, has_text_form, is_known_to_polars, shown
+from batchrank.output.parts import OPEN
+from batchrank.output.receipt import Receipt
+from batchrank.session import job
 from batchrank.session.deadline import deadline
 from batchrank.session.finish_shards import Allowed
 from batchrank.session.finish_shards import finish as finished
-from batchrank.errors import BatchrankError, ExitCode, InputBad
-from batchrank.cli.logs import warnings_to_stderr
-from batchrank.state.losses import agree, refuse_losses
-from batchrank.analysis.output_reader import opened
-from batchrank.files.paths import Place, place, plain
-from batchrank.cli.progress_bar import bar
-from batchrank.output.receipt import Receipt
 from batchrank.session.signals import heard
-from batchrank.output.parts import OPEN
-from batchrank.files.text_form import as_text, has_text_form, is_known_to_polars, shown
+from batchrank.state.losses import agree, refuse_losses
 
 Configuration = JobConfig | Mapping[str, Any] | str | Path | None
-"""A TOML file's path, its sections as a mapping, or what `batchrank.config.settings.load` returns."""
+"""A TOML file's path, its sections as a mapping, or what `batchrank.config.load` returns."""
 
 
 def rerank(

@@ -27,11 +27,11 @@ import pyarrow.parquet as pq
 from account import Account, Worker
 from virtual_time import run
 
-from batchrank.config.settings import load
 from batchrank.config.limits import RateLimits
+from batchrank.config.settings import load
 from batchrank.records import Row
-from batchrank.session.request import planner_of
 from batchrank.server.quotas import WINDOWS, Quota
+from batchrank.session.request import planner_of
 from bench.measure import ROOT
 from bench.picture import draw
 from bench.results import Results, Run, Verdict

@@ -28,21 +28,21 @@ from distributed import Client, Future, KilledWorker, LocalCluster, get_worker, 
 from distributed.comm.addressing import get_address_host
 from distributed.utils import get_ip
 
-from batchrank.state.output_folder import marked_in
-from batchrank.config.settings import JobConfig, coordinator_key, load_for_job
-from batchrank.account.service import serving
-from batchrank.account.secret import is_loopback
-from batchrank.session.finish_shards import finish
-from batchrank.errors import AGAIN, BatchrankError, ConfigInvalid, ExitCode, TryLater
-from batchrank.sending.halt import DRAIN_SECONDS
-from batchrank.analysis.status import status
-from batchrank.session.job import Request, run
 from batchrank.account.coordinator import Coordinator
-from batchrank.config.limits import RateLimits
-from batchrank.files.paths import place
+from batchrank.account.secret import is_loopback
+from batchrank.account.service import serving
+from batchrank.analysis.status import status
 from batchrank.cli.progress_bar import bar
+from batchrank.config.limits import RateLimits
+from batchrank.config.settings import JobConfig, coordinator_key, load_for_job
+from batchrank.errors import AGAIN, BatchrankError, ConfigInvalid, ExitCode, TryLater
+from batchrank.files.paths import place
 from batchrank.output.receipt import Progress
+from batchrank.sending.halt import DRAIN_SECONDS
+from batchrank.session.finish_shards import finish
+from batchrank.session.job import Request, run
 from batchrank.session.signals import Signals, heard
+from batchrank.state.output_folder import marked_in
 
 TRIES = 4
 RETRY_SECONDS = float(os.environ.get("BATCHRANK_RETRY_SECONDS", "30"))

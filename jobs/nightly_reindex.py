@@ -15,11 +15,11 @@ from pathlib import Path
 
 import click
 
-from batchrank.config.settings import load_for_job
-from batchrank.session.deadline import deadline
-from batchrank.errors import BatchrankError, OutputUnusable
-from batchrank.session.job import Request, run
 from batchrank.analysis.output_reader import opened
+from batchrank.config.settings import load_for_job
+from batchrank.errors import BatchrankError, OutputUnusable
+from batchrank.session.deadline import deadline
+from batchrank.session.job import Request, run
 
 NIGHTS = 14
 """So many finished nights count: after two weeks of small ones, a small night is what is usual."""

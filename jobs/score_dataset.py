@@ -10,13 +10,13 @@ from pathlib import Path
 
 import click
 
-from batchrank.config.settings import load_for_job
-from batchrank.errors import BatchrankError
 from batchrank.analysis.evaluation import evaluate
 from batchrank.analysis.evaluation import words as evaluation_words
-from batchrank.session.job import Request, run
 from batchrank.cli.progress_bar import bar
+from batchrank.config.settings import load_for_job
+from batchrank.errors import BatchrankError
 from batchrank.output.receipt import summary
+from batchrank.session.job import Request, run
 
 
 @click.command()

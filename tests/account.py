@@ -11,10 +11,10 @@ from random import Random
 
 from msgspec.structs import replace
 
-from batchrank.errors import BatchrankError
 from batchrank.account.coordinator import Ask, Coordinator, Lease, Refusal
 from batchrank.account.worker import ASK_SECONDS, Leasing
 from batchrank.config.limits import RateLimits
+from batchrank.errors import BatchrankError
 from batchrank.pacing.throttle import Throttle
 
 UNIX = 1_790_000_000.0

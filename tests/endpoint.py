@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from batchrank.config.limits import weight
 from batchrank.config.pricing import ceiling
+from batchrank.planning.tokens import count
 from batchrank.sending.verdicts import Answered, Exchange, Unanswered
 from batchrank.server.quotas import Quota, sliding_minute
-from batchrank.planning.tokens import count
 
 Content = tuple[str, tuple[str, ...]]
 """A request's query and its documents."""

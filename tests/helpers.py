@@ -20,16 +20,16 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from batchrank.session import job
+from batchrank.cli.logs import log
 from batchrank.cli.main import cli
 from batchrank.config.settings import load
 from batchrank.errors import BatchrankError
-from batchrank.cli.logs import log
-from batchrank.reuse.pair_files import SideFiles
 from batchrank.output.receipt import Receipt
-from batchrank.server.scorers.hash import HashScorer
+from batchrank.reuse.pair_files import SideFiles
 from batchrank.server.ledger import content_digest
+from batchrank.server.scorers.hash import HashScorer
 from batchrank.server.settings import DEFAULT_INSTRUCT
+from batchrank.session import job
 from batchrank.wire import Ask
 
 PROGRAM = [sys.executable, "-m", "batchrank"]

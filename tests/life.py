@@ -22,11 +22,11 @@ from endpoint import CURSE, POISON, Content, Endpoint, Weather, score
 from helpers import CANDIDATES, part_bytes, settings, written
 from lockstep import Killed, Stage
 
+from batchrank.errors import BatchrankError
+from batchrank.records import Row, row_of
 from batchrank.session import job
 from batchrank.session import request as asked
 from batchrank.state.checkpoint import COMMIT_SECONDS
-from batchrank.errors import BatchrankError
-from batchrank.records import Row, row_of
 
 URL = "http://127.0.0.1:1/v1"
 ON_ITS_WAY_SECONDS = 2 * COMMIT_SECONDS + 0.01

@@ -25,12 +25,11 @@ import pytest
 from virtual_time import Jump, VirtualLoop
 
 from batchrank.files import atomic as atomic_files
-from batchrank.state import checkpoint
-from batchrank.session import read_ahead as feed
-from batchrank.session import monitor
-from batchrank.output import receipt_file as receipt
-from batchrank.session import session
 from batchrank.output import parts as sink
+from batchrank.output import receipt_file as receipt
+from batchrank.session import monitor, session
+from batchrank.session import read_ahead as feed
+from batchrank.state import checkpoint
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from virtual_time import run
 
 from batchrank.config.limits import RateLimits
-from batchrank.server.quotas import FixedWindow, SlidingWindow, Window
 from batchrank.pacing.throttle import Throttle
+from batchrank.server.quotas import FixedWindow, SlidingWindow, Window
 
 CONFIGURED = RateLimits(requests_per_minute=5400)
 MINUTE, SECOND, BUCKET_PER_SECOND = 1800, 33, 31.5

@@ -22,8 +22,8 @@ from helpers import (
 )
 
 from batchrank.planning.text_hashes import Digests
-from batchrank.reuse.pair_files import SideFiles, begun, days_of
 from batchrank.records import Pairs, Row, RowScores
+from batchrank.reuse.pair_files import SideFiles, begun, days_of
 
 JOBS = Path(__file__).parents[1] / "jobs"
 FIRST, SECOND = date(2026, 11, 1), date(2026, 11, 2)

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchrank.errors import ConfigInvalid
-from batchrank.sending.verdicts import Again, Answered, GiveUp, Halve, Stop, Unanswered, Without, judge
+from batchrank.sending.verdicts import (
+    Again,
+    Answered,
+    GiveUp,
+    Halve,
+    Stop,
+    Unanswered,
+    Without,
+    judge,
+)
 from batchrank.wire.replies import BadAnswer, Refusal, Scores, read
 
 settings.register_profile("timeless", deadline=None)

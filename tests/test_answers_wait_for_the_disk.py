@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from batchrank.records import Dropped, Failed, Outcome, Scored, Spent, plan_id
 from batchrank.state.answer_rows import Settled, insertions
 from batchrank.state.checkpoint import COMMIT_GROUP, Checkpoint, begin
-from batchrank.records import Dropped, Failed, Outcome, Scored, Spent, plan_id
 
 
 def scored(row: int) -> Scored:

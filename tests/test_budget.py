@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
-from batchrank.pacing.budget import Budget
 from batchrank.config.pricing import ceiling
+from batchrank.pacing.budget import Budget
 
 CAPTURED = [(50, 3, 102), (53, 3, 105), (46, 3, 98)]
 """Formula, documents and reported tokens of three real replies of qwen3-rerank."""

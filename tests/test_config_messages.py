@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from batchrank.config.addresses import request_url
+from batchrank.config.providers import PROVIDERS
 from batchrank.config.settings import EndpointConfig, JobConfig, check_price, key_in, key_of, load
 from batchrank.errors import ConfigInvalid, ExitCode
-from batchrank.config.providers import PROVIDERS
 
 Options = dict[str, dict[str, Any]]
 

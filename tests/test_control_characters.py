@@ -9,8 +9,8 @@ import pytest
 from helpers import inside, output, program, table, written
 from raw_server import Peer, http, raw_server_beside
 
-from batchrank.errors import ConfigInvalid, Stopped, escape
 from batchrank.cli.logs import log, log_to_stderr
+from batchrank.errors import ConfigInvalid, Stopped, escape
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e\u2066\u200f\u2028\u2029\x7f\r\nbatchrank: all is well"
 

@@ -29,8 +29,8 @@ from helpers import (
     written,
 )
 
-from batchrank.records import row_of
 from batchrank.output.receipt import read_live
+from batchrank.records import row_of
 
 JOB = Path(__file__).parents[1] / "jobs" / "dask_rerank.py"
 ROWS, ROWS_PER_PART = 600, 20

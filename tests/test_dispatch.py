@@ -12,10 +12,10 @@ from random import Random
 import pytest
 from virtual_time import run
 
-from batchrank.sending.dispatch import PLANS_PER_FLIGHT, Sender, dispatch
 from batchrank.errors import AccountRefused, BatchrankError, KeyRefused
-from batchrank.sending.halt import Halt
 from batchrank.records import Dropped, Failed, Outcome, RequestPlan, Scored, Slot, plan_id
+from batchrank.sending.dispatch import PLANS_PER_FLIGHT, Sender, dispatch
+from batchrank.sending.halt import Halt
 from batchrank.sending.verdicts import MAX_ATTEMPTS, Again, Answered, Exchange, Unanswered, Verdict
 
 LOST = Unanswered("the connection broke", sent=True)

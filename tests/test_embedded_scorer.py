@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from batchrank.server.scorers.lexical import LexicalScorer
 from batchrank.server.scorers.embedded import EmbeddedScorer, Scorer, is_mostly_latin
+from batchrank.server.scorers.lexical import LexicalScorer
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

@@ -350,7 +350,8 @@ def test_memory_does_not_grow_with_the_output(tmp_path: Path) -> None:
         for part in range(1, parts):
             os.link(made / "part-00000.parquet", made / f"part-{part:05}.parquet")
         code = (
-            "import sys, resource; from pathlib import Path; from batchrank.analysis.export import export;"
+            "import sys, resource; from pathlib import Path;"
+            "from batchrank.analysis.export import export;"
             "export(Path(sys.argv[1]), 'jsonl', open('/dev/null', 'wb'));"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )

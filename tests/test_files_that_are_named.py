@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 import pytest
 from helpers import Server, fast, inside, table, written
 
-from batchrank.input.arguments import found
 from batchrank.errors import InputBad, InputMissing
+from batchrank.input.arguments import found
 
 
 def names(argument: object, folder: Path) -> list[str]:

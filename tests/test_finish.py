@@ -23,11 +23,11 @@ from helpers import (
 )
 from test_shards import Serve
 
+from batchrank.analysis.status import status
+from batchrank.errors import OutputUnusable
+from batchrank.output.receipt import Receipt
 from batchrank.session import job
 from batchrank.session.finish_shards import NotFinished, finish
-from batchrank.errors import OutputUnusable
-from batchrank.analysis.status import status
-from batchrank.output.receipt import Receipt
 from batchrank.state.history import Kept, Point, together
 
 ROWS, SHARDS = 60, 3

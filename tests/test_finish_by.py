@@ -23,10 +23,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from batchrank.session import job
-from batchrank.session.deadline import ENDING_SECONDS, Deadline, deadline
 from batchrank.analysis.status import Status, status_words
 from batchrank.output.receipt import Progress, Receipt
+from batchrank.session import job
+from batchrank.session.deadline import ENDING_SECONDS, Deadline, deadline
 
 BERLIN = ZoneInfo("Europe/Berlin")
 SLOW = '[[fault]]\nkind = "slow"\nseconds = 0.1\n'

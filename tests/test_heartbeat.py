@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from batchrank.cli.logs import log, log_to_stderr
-from batchrank.session.monitor import HEARTBEAT_SECONDS, Monitor
 from batchrank.output.receipt import Progress
+from batchrank.session.monitor import HEARTBEAT_SECONDS, Monitor
 from batchrank.state.history import Series
 
 PROGRESS = Progress(

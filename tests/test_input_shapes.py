@@ -27,8 +27,8 @@ from helpers import (
 )
 from pyarrow.parquet import ParquetWriter
 
-from batchrank.input.schema import Columns
 from batchrank.input import Inputs, open_inputs
+from batchrank.input.schema import Columns
 from batchrank.input.spill import Nameless
 
 Serve = Callable[..., Server]

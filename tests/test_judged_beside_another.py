@@ -12,8 +12,8 @@ from helpers import RESULTS, inside, written
 from ir_measures import RR, R, nDCG
 from scipy.stats import permutation_test
 
-from batchrank.errors import InputBad, OutputUnusable
 from batchrank.analysis.evaluation import evaluate, words
+from batchrank.errors import InputBad, OutputUnusable
 
 DOCUMENTS = 30
 

@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchrank.account.share import Holding
-from batchrank.account.coordinator import LEASE_SECONDS, MARGIN, REST_SECONDS, Ask, Coordinator, Lease, Refusal
 from batchrank.account.cells import Seats, first, of_runs, runs
+from batchrank.account.coordinator import (
+    LEASE_SECONDS,
+    MARGIN,
+    REST_SECONDS,
+    Ask,
+    Coordinator,
+    Lease,
+    Refusal,
+)
+from batchrank.account.share import Holding
 from batchrank.pacing.request_numbers import CIRCLE, next_number
 
 _SECTION = 2654435769

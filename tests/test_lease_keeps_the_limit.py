@@ -15,8 +15,8 @@ from account import Account, Worker
 from test_throttle_rate import MINUTES, limits, refused
 from virtual_time import run
 
-from batchrank.errors import ConfigInvalid, TryLater
 from batchrank.account.coordinator import LEASE_SECONDS
+from batchrank.errors import ConfigInvalid, TryLater
 from batchrank.server.quotas import Quota, growth, per_second
 
 TRIALS = int(os.environ.get("BATCHRANK_TRIALS", "60"))

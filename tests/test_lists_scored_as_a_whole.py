@@ -12,14 +12,14 @@ import pytest
 from helpers import Server, one_row, output, program, score, table, written
 from virtual_time import run
 
-from batchrank.sending.dispatch import Sender
-from batchrank.session.forecast import forecast, words
-from batchrank.sending.halt import Halt
 from batchrank.config.limits import RequestLimits
+from batchrank.input import Inputs
 from batchrank.planning.planner import NOT_WHOLE, Planner
 from batchrank.records import Failed, Outcome, PlannedRow, RequestPlan, Row
+from batchrank.sending.dispatch import Sender
+from batchrank.sending.halt import Halt
 from batchrank.sending.verdicts import Answered, Exchange, Verdict
-from batchrank.input import Inputs
+from batchrank.session.forecast import forecast, words
 
 WHOLE = {"endpoint": {"scores_lists": True}, "limits": {"max_documents": 4}}
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchrank.errors import OutputUnusable
 from batchrank.analysis.evaluation import Evaluation, evaluate, words
+from batchrank.errors import OutputUnusable
 
 RESULTS = pa.list_(
     pa.struct(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from raw_server import Peer, http, raw_server
 
-from batchrank.sending.verdicts import Again, Answered, Exchange, Stop, Unanswered, Verdict, judge
 from batchrank.sending.http_client import connected
+from batchrank.sending.verdicts import Again, Answered, Exchange, Stop, Unanswered, Verdict, judge
 from batchrank.wire.replies import BadAnswer, Scores, read, read_refusal
 
 RESULTS = [{"index": 1, "relevance_score": 0.25}, {"index": 0, "relevance_score": 0.75}]

@@ -25,10 +25,10 @@ from helpers import (
 )
 
 from batchrank.output.receipt import Receipt
+from batchrank.planning.tokens import count
 from batchrank.server.scorers.hash import HashScorer
 from batchrank.server.settings import DEFAULT_INSTRUCT
 from batchrank.server.token_counts import head
-from batchrank.planning.tokens import count
 
 Serve = Callable[..., Server]
 

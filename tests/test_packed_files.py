@@ -11,8 +11,8 @@ import pytest
 from drills.resources import _measured
 from helpers import Server, fast, inside, output, written
 
-from batchrank.input.schema import Columns
 from batchrank.input.parquet_rows import Source, open_source
+from batchrank.input.schema import Columns
 
 TEXT = "candidates.list.element.text"
 MEGABYTE = 1 << 20

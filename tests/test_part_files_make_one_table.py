@@ -9,9 +9,9 @@ from helpers import Server, fast, inside, output, part_bytes, table, written
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchrank.input import Inputs, open_inputs
 from batchrank.input.input_columns import one_type
 from batchrank.input.schema import Columns
-from batchrank.input import Inputs, open_inputs
 
 
 def pairs(first: int) -> pa.Table:

@@ -283,7 +283,8 @@ def test_killed_at_random_instants_it_ends_with_the_same_bytes(
 def test_an_upload_that_is_killed_halfway_is_no_file(store: Store, bucket: str) -> None:
     """A large part goes up in pieces; it is there when the last has come and not before."""
     size = 96 << 20
-    code = f"from batchrank.files.paths import place; place('{bucket}/out/x').write_bytes(bytes({size}))"
+    code = "from batchrank.files.paths import place\n"
+    code += f"place('{bucket}/out/x').write_bytes(bytes({size}))"
     environment = clean(**store.environment)
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
         until(lambda: store.uploads(bucket) > 0, "the upload has begun")

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from batchrank.config.limits import RequestLimits
 from batchrank.planning.planner import Planner
-from batchrank.records import PlannedRow, RequestPlan, Row
 from batchrank.planning.tokens import count
+from batchrank.records import PlannedRow, RequestPlan, Row
 from batchrank.wire import DIALECTS, Ask
 
 settings.register_profile("timeless", deadline=None)

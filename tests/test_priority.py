@@ -37,13 +37,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from batchrank.session import job
-from batchrank.session.earlier_answers import Ahead, look_ahead
-from batchrank.planning.priority_bands import BANDS, Bands
-from batchrank.state.checkpoint import Checkpoint, begin
-from batchrank.session.deadline import Deadline
-from batchrank.records import RequestPlan, Scored, Spent, plan_id
 from batchrank.output.receipt import Progress, Receipt
+from batchrank.planning.priority_bands import BANDS, Bands
+from batchrank.records import RequestPlan, Scored, Spent, plan_id
+from batchrank.session import job
+from batchrank.session.deadline import Deadline
+from batchrank.session.earlier_answers import Ahead, look_ahead
+from batchrank.state.checkpoint import Checkpoint, begin
 
 SLOW = '[[fault]]\nkind = "slow"\nseconds = 0.05\n'
 PART = {"rows_per_part": 20}

@@ -11,10 +11,10 @@ from certificates import make_certificate, server_context
 from helpers import KEY, program, table, written
 from raw_server import Peer, http, raw_server
 
-from batchrank.errors import ConfigInvalid
 from batchrank.config.proxy import Proxy, find_proxy
-from batchrank.sending.verdicts import Exchange, Unanswered
+from batchrank.errors import ConfigInvalid
 from batchrank.sending.http_client import connected
+from batchrank.sending.verdicts import Exchange, Unanswered
 
 ENDPOINT = "https://rerank.example/v1"
 SECRETS = {"Authorization": f"Bearer {KEY}", "X-Team": "hunter2"}

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import RESULTS, inside, written
 
-from batchrank.errors import InputBad, InputMissing
 from batchrank.analysis.evaluation import evaluate
 from batchrank.analysis.qrels import read_qrels
+from batchrank.errors import InputBad, InputMissing
 
 EXPECTED = (
     "expected Parquet with query_id, doc_id, relevance, or lines of TREC: "

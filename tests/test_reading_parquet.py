@@ -27,8 +27,8 @@ from helpers import (
 )
 
 from batchrank.errors import BatchrankError, ExitCode, InputBad
-from batchrank.input.schema import Columns
 from batchrank.input.parquet_rows import open_source
+from batchrank.input.schema import Columns
 
 COLUMNS = Columns("query_id", "query", "candidates", ())
 TEXTS = [["red fox", "blue whale", "grüne Eule"], ["一只猫", "a dog", "🦊"], ["x", "y", "z"]]

@@ -14,10 +14,10 @@ import pytest
 
 from batchrank.config.settings import load
 from batchrank.planning.text_hashes import Digests
-from batchrank.reuse.earlier_rows import Previous
-from batchrank.reuse.pair_files import SideFiles
 from batchrank.records import Row, RowScores
+from batchrank.reuse.earlier_rows import Previous
 from batchrank.reuse.index import Reuse, opened
+from batchrank.reuse.pair_files import SideFiles
 
 CONFIG = load(None, {})
 ROWS = 600

@@ -13,8 +13,8 @@ import pytest
 from helpers import ended, program, serving, table, written
 from test_coordinator import RPM, coordinating, home, shares, work
 
-from batchrank.account.coordinator import Ask, Coordinator, Lease
 from batchrank.account.cells import MOST_SEATS, of_runs, runs
+from batchrank.account.coordinator import Ask, Coordinator, Lease
 
 __all__ = ["home"]
 

@@ -18,12 +18,12 @@ import aiohttp
 import msgspec
 import pytest
 
-from batchrank.planning import tokens
-from batchrank.errors import ConfigInvalid
 from batchrank.config.limits import RequestLimits
+from batchrank.errors import ConfigInvalid
+from batchrank.planning import tokens
 from batchrank.server.app import ServerSettings, serving
-from batchrank.server.scorers.hash import HashScorer
 from batchrank.server.quotas import QuotaSettings
+from batchrank.server.scorers.hash import HashScorer
 from batchrank.server.settings import DEFAULT_INSTRUCT
 from batchrank.server.token_counts import head
 

@@ -31,10 +31,10 @@ from helpers import (
 )
 
 import batchrank
-from batchrank.session import job
-from batchrank.errors import BatchrankError, ConfigInvalid, InputBad, OutputUnusable
 from batchrank.config.limits import AIM, RateLimits
+from batchrank.errors import BatchrankError, ConfigInvalid, InputBad, OutputUnusable
 from batchrank.output.receipt import Receipt
+from batchrank.session import job
 from batchrank.state.shards import Shard, of_environment, parsed, share_of
 
 Serve = Callable[..., Server]

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from batchrank.session.causes import DiskProbe
 from batchrank.output.standstill import Cause, Standstill, StandstillLog, StandstillWatch
+from batchrank.session.causes import DiskProbe
 
 START = datetime(2026, 11, 30, 20, 0, tzinfo=UTC)
 

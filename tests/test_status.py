@@ -22,8 +22,8 @@ from helpers import (
     written,
 )
 
-from batchrank.session import job
 from batchrank.output.receipt import Progress
+from batchrank.session import job
 
 SLOW = '[[fault]]\nkind = "slow"\nseconds = 0.2\n'
 

@@ -8,8 +8,8 @@ from threading import Event
 import pytest
 from raw_server import Peer, RawServer, Serve, http, raw_server, raw_server_beside
 
-from batchrank.sending.verdicts import Answered, Exchange, Unanswered
 from batchrank.sending.http_client import connected
+from batchrank.sending.verdicts import Answered, Exchange, Unanswered
 
 ASKED = range(30)
 

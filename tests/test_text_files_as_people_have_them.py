@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import RESULTS, Server, fast, inside, output, written
 
-from batchrank.errors import InputBad
 from batchrank.analysis.evaluation import evaluate
-from batchrank.input.input_file import InputFile
 from batchrank.analysis.qrels import read_qrels
+from batchrank.errors import InputBad
+from batchrank.input.input_file import InputFile
 from batchrank.input.line_files import TrecLines
 
 Change = Callable[[bytes], bytes]

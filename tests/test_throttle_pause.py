@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from virtual_time import run
 
-from batchrank.errors import TryLater
 from batchrank.config.limits import RateLimits
+from batchrank.errors import TryLater
 from batchrank.pacing.throttle import Throttle
 
 FAST = RateLimits(requests_per_minute=0, ramp_seconds=0)

@@ -14,8 +14,8 @@ import pytest
 from virtual_time import run
 
 from batchrank.config.limits import AIM, AIM_BY_MINUTE, RateLimits
-from batchrank.server.quotas import Quota, fixed_minute, growth, per_second, sliding_minute
 from batchrank.pacing.throttle import Throttle
+from batchrank.server.quotas import Quota, fixed_minute, growth, per_second, sliding_minute
 
 TRIALS = int(os.environ.get("BATCHRANK_TRIALS", "150"))
 MINUTES = {"fixed minute": fixed_minute, "sliding minute": sliding_minute}

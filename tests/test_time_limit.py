@@ -13,8 +13,8 @@ from helpers import serving
 from raw_server import Peer, http, raw_server_beside
 from virtual_time import Jump, VirtualLoop, run
 
-from batchrank.sending.verdicts import Answered, Exchange, Unanswered
 from batchrank.sending.http_client import TimeLimit, connected
+from batchrank.sending.verdicts import Answered, Exchange, Unanswered
 
 SECONDS = 60.0
 CLOSE = 1e-3

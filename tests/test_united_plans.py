@@ -26,9 +26,9 @@ from test_plans_respect_limits import (
 
 from batchrank.config.limits import RequestLimits
 from batchrank.planning.planner import Planner
-from batchrank.records import PlannedRow, RequestPlan, Row
-from batchrank.planning.tokens import counts
 from batchrank.planning.shared_requests import Waiting, complete
+from batchrank.planning.tokens import counts
+from batchrank.records import PlannedRow, RequestPlan, Row
 
 ROOT = Path(__file__).parents[1]
 

@@ -34,13 +34,13 @@ from test_resume_after_kill import SLOW, settled
 from test_same_bytes import SHUFFLED
 
 import batchrank
-from batchrank.state import checkpoint
-from batchrank.state.checkpoint import Checkpoint
-from batchrank.planning.text_hashes import digest_before
 from batchrank.errors import BatchrankError
+from batchrank.input import Inputs, open_inputs
+from batchrank.planning.text_hashes import digest_before
 from batchrank.records import Failed, Scored, Share, Spent, plan_id, plan_of, row_of
 from batchrank.session.request import columns_of
-from batchrank.input import Inputs, open_inputs
+from batchrank.state import checkpoint
+from batchrank.state.checkpoint import Checkpoint
 
 ROWS_PER_PART = 60
 QUERIES, RETRIEVERS = 40, 4
@@ -387,7 +387,9 @@ def test_an_output_cannot_have_a_second_column_of_that_name() -> None:
     kept: dict[str, Any] = {"keep_columns": ["request_ids"]}
     with pytest.raises(BatchrankError, match="second column request_ids"):
         batchrank.config.settings.load(None, {"input": kept, "endpoint": {"unite_rows": True}})
-    assert batchrank.config.settings.load(None, {"input": kept}).input.keep_columns == ["request_ids"]
+    assert batchrank.config.settings.load(None, {"input": kept}).input.keep_columns == [
+        "request_ids"
+    ]
 
 
 def test_a_run_of_an_earlier_version_goes_on(

@@ -13,9 +13,9 @@ from helpers import Server, dated, fast, inside, output, rows_of, score, scores_
 
 from batchrank.config.settings import load
 from batchrank.planning.text_hashes import Digests
-from batchrank.reuse.pair_files import DAMAGE, SideFile, SideFiles
 from batchrank.records import Row, RowScores
 from batchrank.reuse.index import Reuse, opened
+from batchrank.reuse.pair_files import DAMAGE, SideFile, SideFiles
 
 
 @pytest.fixture

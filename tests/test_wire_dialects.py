@@ -5,14 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchrank.config.providers import PROVIDERS
 from batchrank.config.settings import load
 from batchrank.sending.paced_endpoint import encode
-from batchrank.config.providers import PROVIDERS
-from batchrank.wire import DIALECTS, Ask, Dialect, Fields, Ranked
-from batchrank.wire import flat
+from batchrank.wire import DIALECTS, Ask, Dialect, Fields, Ranked, flat, tei, voyage
 from batchrank.wire import dashscope as native
-from batchrank.wire import tei
-from batchrank.wire import voyage
 from batchrank.wire.replies import Refusal, Scores, read, read_refusal
 
 settings.register_profile("timeless", deadline=None)

@@ -1,0 +1,1 @@
+"""One limit for many workers: the coordinator, and leases of shares."""

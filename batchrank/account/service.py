@@ -21,10 +21,10 @@ import uvloop
 from aiohttp import web
 from msgspec.structs import replace
 
-from batchrank.config.settings import COORDINATOR_KEY
-from batchrank.account.secret import is_loopback, make_secret, remove_secret
-from batchrank.errors import ConfigInvalid
 from batchrank.account.coordinator import Ask, Coordinator, Lease
+from batchrank.account.secret import is_loopback, make_secret, remove_secret
+from batchrank.config.settings import COORDINATOR_KEY
+from batchrank.errors import ConfigInvalid
 from batchrank.server.http_server import bears, bound
 
 MOST_BYTES = 1 << 20

@@ -14,8 +14,8 @@ Pure: time is given, in the seconds of the worker's own clock.
 
 from math import inf
 
-from batchrank.account.coordinator import LEASE_SECONDS, MARGIN, REST_SECONDS, Ask, Lease
 from batchrank.account.cells import Seats, of_runs, runs
+from batchrank.account.coordinator import LEASE_SECONDS, MARGIN, REST_SECONDS, Ask, Lease
 from batchrank.pacing.request_numbers import Arcs
 
 HUNGRY = 0.8

@@ -15,12 +15,12 @@ from uuid import uuid4
 import aiohttp
 import msgspec
 
-from batchrank.config.settings import COORDINATOR_KEY
-from batchrank.account.secret import find_secret
-from batchrank.errors import ConfigInvalid, TryLater
-from batchrank.account.share import Holding
 from batchrank.account.coordinator import LEASE_SECONDS, Ask, Lease, Refusal
+from batchrank.account.secret import find_secret
+from batchrank.account.share import Holding
 from batchrank.config.limits import RateLimits
+from batchrank.config.settings import COORDINATOR_KEY
+from batchrank.errors import ConfigInvalid, TryLater
 from batchrank.pacing.throttle import Served, Throttle
 
 LOOK_SECONDS = 1.0

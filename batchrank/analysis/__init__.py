@@ -1,0 +1,1 @@
+"""Read an output: status, verify, evaluate, export, report. Nothing here writes one."""

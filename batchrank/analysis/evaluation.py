@@ -20,12 +20,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from batchrank.errors import InputBad, OutputUnusable
-from batchrank.analysis.rank_changes import Movement, Moves
 from batchrank.analysis.output_reader import Depth, Output, opened, scored
-from batchrank.files.paths import Place
 from batchrank.analysis.qrels import Qrels, read_qrels
+from batchrank.analysis.rank_changes import Movement, Moves
 from batchrank.analysis.rankings import Documents, Ranking, distinct, query_ids, read_rankings
+from batchrank.errors import InputBad, OutputUnusable
+from batchrank.files.paths import Place
 
 _SEED = 7
 _BOOTSTRAP_SAMPLES = 2_000

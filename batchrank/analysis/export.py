@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchrank.files.atomic import open_target
-from batchrank.errors import InputBad, StorageFailed
 from batchrank.analysis.output_reader import Output, check_place, long, opened
+from batchrank.errors import InputBad, StorageFailed
+from batchrank.files.atomic import open_target
 from batchrank.files.paths import Place
 from batchrank.files.text_form import (
     as_text,

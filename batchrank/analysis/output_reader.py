@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from batchrank.errors import OutputUnusable
 from batchrank.files.paths import Place, is_same
 from batchrank.files.paths import opened as opened_file
-from batchrank.output.receipt_file import FORMER_RECEIPT, RECEIPT, read_receipt
-from batchrank.output.parts import OPEN, RESULT, SUCCESS, read_counts
 from batchrank.files.text_form import takeable
+from batchrank.output.parts import OPEN, RESULT, SUCCESS, read_counts
+from batchrank.output.receipt_file import FORMER_RECEIPT, RECEIPT, read_receipt
 
 if TYPE_CHECKING:  # what plans an input again takes a second to load; only some outputs need it
     from batchrank.session.unpublished_rows import Unpublished

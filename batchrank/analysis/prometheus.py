@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from batchrank.files.atomic import open_target
 from batchrank.errors import BatchrankError, ExitCode, StorageFailed, escape
+from batchrank.files.atomic import open_target
 from batchrank.output.receipt import Progress, Receipt
 
 _EVERY_SECONDS = 1.0

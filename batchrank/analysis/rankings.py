@@ -13,11 +13,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from batchrank.errors import OutputUnusable
 from batchrank.analysis.output_reader import Depth, Output, opened
+from batchrank.errors import OutputUnusable
 from batchrank.files.paths import Place
-from batchrank.input.parquet_rows import ROW_COLUMN
 from batchrank.files.text_form import as_text
+from batchrank.input.parquet_rows import ROW_COLUMN
 
 Documents = Sequence[str | None]
 

@@ -6,17 +6,17 @@ An older run, one that is at work and one that was killed have their page too.
 from pathlib import Path
 
 from batchrank.analysis import report_sections as sections
-from batchrank.files.atomic import is_stream, open_target
 from batchrank.analysis.charts import escape
-from batchrank.errors import OutputUnusable, StorageFailed
+from batchrank.analysis.output_reader import check_place
+from batchrank.analysis.report_sections import Totals
 from batchrank.analysis.score_summary import Findings, findings
 from batchrank.analysis.status import Status, status
-from batchrank.analysis.output_reader import check_place
+from batchrank.errors import OutputUnusable, StorageFailed
+from batchrank.files.atomic import is_stream, open_target
 from batchrank.files.paths import Place
-from batchrank.output.receipt_file import PAGE
-from batchrank.output.receipt import clock, money, scorer_line
-from batchrank.analysis.report_sections import Totals
 from batchrank.output.parts import write_whole
+from batchrank.output.receipt import clock, money, scorer_line
+from batchrank.output.receipt_file import PAGE
 from batchrank.state.shard_status import read_course
 
 

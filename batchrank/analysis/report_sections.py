@@ -10,9 +10,9 @@ from itertools import accumulate
 import msgspec
 
 from batchrank.analysis.charts import bars, lines, table
+from batchrank.analysis.rank_changes import tau_words, top_10_words
 from batchrank.analysis.score_summary import FINE, Findings
 from batchrank.analysis.status import Status
-from batchrank.analysis.rank_changes import tau_words, top_10_words
 from batchrank.output.receipt import clock, estimate_words, money, scorer_line
 from batchrank.state.history import Kept, Point, joined, percentile
 

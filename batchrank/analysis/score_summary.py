@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from batchrank.analysis.rank_changes import Movement, Moves
 from batchrank.analysis.output_reader import Depth, opened, score_range, scored
+from batchrank.analysis.rank_changes import Movement, Moves
 from batchrank.files.paths import Place
 from batchrank.files.text_form import shown, takeable
 

@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from batchrank.state.output_folder import marked_in, state_of
-from batchrank.errors import ExitCode, InputBad, OutputUnusable
-from batchrank.state.fingerprint import Fingerprint
-from batchrank.files.paths import Place, Remote, opened
 from batchrank.config.providers import PROVIDERS
-from batchrank.output.receipt_file import RECEIPT, read_receipt, receipt_in
-from batchrank.output.receipt import Progress, Receipt, clock, money, read_live, scorer_line
+from batchrank.errors import ExitCode, InputBad, OutputUnusable
+from batchrank.files.paths import Place, Remote, opened
 from batchrank.output.parts import SUCCESS, PartRecord, read_record
+from batchrank.output.receipt import Progress, Receipt, clock, money, read_live, scorer_line
+from batchrank.output.receipt_file import RECEIPT, read_receipt, receipt_in
 from batchrank.output.standstill import describe
+from batchrank.state.fingerprint import Fingerprint
+from batchrank.state.output_folder import marked_in, state_of
 from batchrank.state.shard_status import STATES, Worker, is_held, is_older, silence, sum_of, workers
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from batchrank.cli.number_options import Amount
 from batchrank.account.cells import MOST_SEATS
+from batchrank.cli.number_options import Amount
 
 
 @click.command()
@@ -57,10 +57,10 @@ def coordinate(
     Example:
       batchrank coordinate --workers 8 --requests-per-minute 5400
     """
-    from batchrank.config.settings import coordinator_key, load
-    from batchrank.account.service import run
-    from batchrank.errors import ConfigInvalid
     from batchrank.account.coordinator import Coordinator
+    from batchrank.account.service import run
+    from batchrank.config.settings import coordinator_key, load
+    from batchrank.errors import ConfigInvalid
 
     given = {
         "requests_per_minute": requests_per_minute,

@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchrank.session import leaving
 from batchrank.cli.coordinate import coordinate
-from batchrank.errors import BatchrankError, ExitCode, StorageFailed, escape
 from batchrank.cli.logs import log, log_to_stderr
-from batchrank.files.no_memory import check_address_space, lack_of_memory
 from batchrank.cli.number_options import Amount, count
 from batchrank.cli.options import (
     SHARD,
@@ -27,9 +24,12 @@ from batchrank.cli.options import (
     load_options,
     reusing,
 )
-from batchrank.session.process import rarely_collected, spare_memory, spare_threads
 from batchrank.cli.serve import serve
 from batchrank.cli.standard_output import discard, guard_streams
+from batchrank.errors import BatchrankError, ExitCode, StorageFailed, escape
+from batchrank.files.no_memory import check_address_space, lack_of_memory
+from batchrank.session import leaving
+from batchrank.session.process import rarely_collected, spare_memory, spare_threads
 from batchrank.version import __version__
 
 if TYPE_CHECKING:
@@ -146,9 +146,9 @@ def run(
     with --shard 0/8 to 7/8: the rates and --max-cost are the account's, and each takes its share.
     """
     from batchrank.analysis.prometheus import measured
-    from batchrank.files.paths import place
     from batchrank.cli.printing import show_receipt
     from batchrank.cli.progress_bar import bar
+    from batchrank.files.paths import place
     from batchrank.output.receipt import Progress
 
     check_reuse(reuse, reuse_rows_only)
@@ -225,9 +225,9 @@ def plan(
     """
     check_reuse(reuse, reuse_rows_only)
     config = load_options(options)
-    from batchrank.session.forecast import forecast, words
     from batchrank.files.paths import place
     from batchrank.input import Inputs
+    from batchrank.session.forecast import forecast, words
 
     spare_memory()
     figures = forecast(
@@ -268,9 +268,9 @@ def finish(out: str, max_failed_rows: int, max_partial_rows: int | None, as_json
     Example:
       batchrank finish scores
     """
-    from batchrank.session.finish_shards import Allowed, finish
-    from batchrank.files.paths import place
     from batchrank.cli.printing import show_receipt
+    from batchrank.files.paths import place
+    from batchrank.session.finish_shards import Allowed, finish
 
     receipt = finish(place(out), Allowed(max_failed_rows, max_partial_rows))
     show_receipt(receipt, out, "json" if as_json else None)

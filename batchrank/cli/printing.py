@@ -7,8 +7,8 @@ import sys
 import click
 import msgspec
 
-from batchrank.errors import StorageFailed
 from batchrank.cli.logs import log
+from batchrank.errors import StorageFailed
 from batchrank.output.receipt import Receipt, summary
 
 

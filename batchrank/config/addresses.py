@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit, urlunsplit
 
-from batchrank.errors import ConfigInvalid
 from batchrank.config.proxy import is_loopback
+from batchrank.errors import ConfigInvalid
 
 _OWNED = {
     *("host", "content-length", "content-encoding", "transfer-encoding", "te", "trailer"),

@@ -5,8 +5,8 @@ from typing import Literal
 
 import msgspec
 
-from batchrank.wire.replies import Scores
 from batchrank.wire.cohere import most_searches, searches
+from batchrank.wire.replies import Scores
 
 IMPLAUSIBLE = 10
 """What is said to be billed beyond so many times the most that a request can cost is no bill."""

@@ -17,14 +17,14 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from batchrank.config.addresses import check_base_url, check_headers, hide_query
-from batchrank.errors import ConfigInvalid
 from batchrank.config.key_file import read_key_file
 from batchrank.config.limits import Amount, AtLeastOne, RateLimits, RequestLimits, Whole
 from batchrank.config.pricing import Price
 from batchrank.config.providers import EMBEDDED_SCORER, PROVIDERS, Provider, scores_lists
 from batchrank.config.proxy import is_loopback
-from batchrank.records import ANSWER_BITS
 from batchrank.config.suggestion import suggest
+from batchrank.errors import ConfigInvalid
+from batchrank.records import ANSWER_BITS
 
 
 class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

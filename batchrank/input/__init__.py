@@ -9,11 +9,11 @@ import msgspec
 
 from batchrank.errors import InputBad
 from batchrank.input.input_columns import InputColumns
-from batchrank.input.schema import Columns, check_chosen
-from batchrank.input.run_with_corpus import open_ids
 from batchrank.input.line_files import is_parquet
 from batchrank.input.pairs import open_pairs
 from batchrank.input.parquet_rows import Source, footer, input_files, open_source
+from batchrank.input.run_with_corpus import open_ids
+from batchrank.input.schema import Columns, check_chosen
 
 
 class Inputs(msgspec.Struct, frozen=True):

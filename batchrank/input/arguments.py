@@ -11,9 +11,9 @@ from glob import escape, glob, has_magic
 from pathlib import Path, PurePath
 
 from batchrank.errors import InputMissing, StorageFailed
+from batchrank.files.paths import Place, Remote, place
 from batchrank.input.folders import check_entered, check_file, files_below, is_hidden
 from batchrank.input.input_file import AGAIN
-from batchrank.files.paths import Place, Remote, place
 from batchrank.input.tables import check_above, check_folder, check_listed
 
 _LONGEST = 300

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from batchrank.input.schema import Columns
 from batchrank.files.text_form import as_text, plain_array
+from batchrank.input.schema import Columns
 
 
 class Candidates:

@@ -15,20 +15,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchrank.input.arguments import found
 from batchrank.errors import InputBad
-from batchrank.input.input_file import InputFile, looking_at
-from batchrank.input.schema import check_once, is_id, is_text
+from batchrank.files.text_form import as_text, plain_array
+from batchrank.input.arguments import found
 from batchrank.input.id_hashes import Hashes, hashes, places_in
+from batchrank.input.input_file import InputFile, looking_at
 from batchrank.input.line_files import (
     ParquetLines,
     is_parquet,
     text_identity,
     text_lines,
 )
-from batchrank.input.spill import Nameless
 from batchrank.input.parquet_rows import MARKER, STATE, FileIdentity
-from batchrank.files.text_form import as_text, plain_array
+from batchrank.input.schema import check_once, is_id, is_text
+from batchrank.input.spill import Nameless
 from batchrank.input.utf8 import is_utf8
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")

@@ -14,12 +14,11 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from batchrank.errors import InputBad, StorageFailed
-from batchrank.input.input_file import InputFile
 from batchrank.files.no_memory import lack_of_memory
 from batchrank.files.paths import plain
-from batchrank.input.schema import Columns
+from batchrank.files.text_form import plain_array
 from batchrank.input.grouping import Gathered, Groups, pieces
-from batchrank.input.spill import give_back
+from batchrank.input.input_file import InputFile
 from batchrank.input.parquet_rows import (
     BATCH_ROWS,
     Chunk,
@@ -28,7 +27,8 @@ from batchrank.input.parquet_rows import (
     Source,
     as_numbers,
 )
-from batchrank.files.text_form import plain_array
+from batchrank.input.schema import Columns
+from batchrank.input.spill import give_back
 
 _CHUNK_BYTES = 4 << 20
 

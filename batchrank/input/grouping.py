@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchrank.errors import InputBad
+from batchrank.files.text_form import as_text, plain_array
 from batchrank.input.id_hashes import Distinct, Hashes, hashes, places_in
 from batchrank.input.line_files import Lines
 from batchrank.input.spill import Spill
-from batchrank.files.text_form import as_text, plain_array
 
 _MARK_ROWS = 1024
 _CHECK_STARTS = 1 << 18

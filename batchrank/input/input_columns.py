@@ -13,8 +13,8 @@ import pyarrow as pa
 from pyarrow import types
 
 from batchrank.errors import InputBad
-from batchrank.input.input_file import InputFile
 from batchrank.files.text_form import is_bytes, is_string, plain_array, plain_type
+from batchrank.input.input_file import InputFile
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _NULL = "__HIVE_DEFAULT_PARTITION__"

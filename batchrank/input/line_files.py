@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchrank.errors import BatchrankError, InputBad
+from batchrank.files.text_form import takeable
 from batchrank.input.input_columns import InputColumns
 from batchrank.input.input_file import InputFile
-from batchrank.input.schema import check_once
 from batchrank.input.parquet_rows import FileIdentity, footer, open_parquet
-from batchrank.files.text_form import takeable
+from batchrank.input.schema import check_once
 from batchrank.input.text_lines import (
     read_lines,
     split_columns,

@@ -10,7 +10,10 @@ from functools import partial
 import pyarrow as pa
 
 from batchrank.errors import InputBad
+from batchrank.input.grouped_rows import Grouped, first_lines, listed
+from batchrank.input.grouping import Gathered, gather
 from batchrank.input.input_file import InputFile
+from batchrank.input.line_files import ParquetLines
 from batchrank.input.schema import (
     Columns,
     check_chosen,
@@ -19,9 +22,6 @@ from batchrank.input.schema import (
     check_priority,
     is_text,
 )
-from batchrank.input.grouped_rows import Grouped, first_lines, listed
-from batchrank.input.grouping import Gathered, gather
-from batchrank.input.line_files import ParquetLines
 
 
 def open_pairs(paths: Sequence[InputFile], columns: Columns) -> Grouped:

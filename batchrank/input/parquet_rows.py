@@ -17,17 +17,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import types
 
+from batchrank.errors import InputBad
+from batchrank.files.paths import Place, Remote, plain
+from batchrank.files.text_form import plain_array
 from batchrank.input.arguments import found
 from batchrank.input.candidates import Candidates
-from batchrank.errors import InputBad
 from batchrank.input.input_columns import InputColumns
 from batchrank.input.input_file import InputFile, looking_at, unreadable
-from batchrank.files.paths import Place, Remote, plain
-from batchrank.records import Row
 from batchrank.input.row_check import MOST_ROW_BYTES, RowChecker
 from batchrank.input.schema import Columns, check
-from batchrank.files.text_form import plain_array
 from batchrank.input.utf8 import checking_texts
+from batchrank.records import Row
 
 BATCH_ROWS = 256
 _BATCH_BYTES = 2 << 20

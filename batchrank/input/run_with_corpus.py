@@ -10,16 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from batchrank.config.suggestion import listing, nearest
 from batchrank.errors import InputBad
-from batchrank.input.input_file import InputFile
-from batchrank.input.schema import Columns, check_id, check_priority
+from batchrank.files.text_form import as_text
+from batchrank.input.corpus import TextFile, Texts, text_files
 from batchrank.input.grouped_rows import Grouped, first_lines, listed
 from batchrank.input.grouping import Gathered, Groups, gather
 from batchrank.input.id_hashes import Distinct, Hashes, hashes, places_in
+from batchrank.input.input_file import InputFile
 from batchrank.input.line_files import Lines, ParquetLines, TrecLines, is_parquet
-from batchrank.input.corpus import TextFile, Texts, text_files
-from batchrank.config.suggestion import listing, nearest
-from batchrank.files.text_form import as_text
+from batchrank.input.schema import Columns, check_id, check_priority
 
 _ORDERS = ("rank", "score")
 _NAMED = 3

@@ -9,9 +9,9 @@ import msgspec
 import pyarrow as pa
 from pyarrow import types
 
+from batchrank.config.suggestion import listing, nearest, suggest
 from batchrank.errors import InputBad
 from batchrank.files.paths import Place
-from batchrank.config.suggestion import listing, nearest, suggest
 from batchrank.files.text_form import has_text_form, is_string, plain_type
 
 

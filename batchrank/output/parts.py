@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from batchrank.files.atomic import replace_whole
-from batchrank.planning.text_hashes import RowsDigest
 from batchrank.errors import OutputUnusable, StorageFailed
+from batchrank.files.atomic import replace_whole
 from batchrank.files.paths import Place, Remote, opened
+from batchrank.planning.text_hashes import RowsDigest
 from batchrank.records import RowScores
 
 RESULT = pa.struct(

@@ -12,8 +12,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from batchrank.files.atomic import write_unsynced
-from batchrank.output.parts import PartRecord
 from batchrank.input.parquet_rows import FileIdentity
+from batchrank.output.parts import PartRecord
 from batchrank.output.standstill import Standstill
 
 LIMITED_BY = {

@@ -10,8 +10,8 @@ import msgspec
 
 from batchrank.errors import OutputUnusable
 from batchrank.files.paths import Place
-from batchrank.output.receipt import Receipt
 from batchrank.output.parts import write_whole
+from batchrank.output.receipt import Receipt
 
 RECEIPT = "_run.json"
 PAGE = "_report.html"

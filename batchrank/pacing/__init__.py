@@ -1,0 +1,1 @@
+"""When a request may go: rate, tokens, what a server's refusals teach, and the money left."""

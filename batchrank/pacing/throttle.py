@@ -23,13 +23,13 @@ from typing import NamedTuple
 
 from aiolimiter import AsyncLimiter
 
-from batchrank.pacing.token_bucket import TokenAccount
-from batchrank.pacing.circuit_breaker import Health
-from batchrank.pacing.shared_pace import Dealt, Held
-from batchrank.errors import ContractBroken, TryLater
-from batchrank.pacing.learnt_limits import LearntLimits
 from batchrank.config.limits import AIM, RateLimits
+from batchrank.errors import ContractBroken, TryLater
+from batchrank.pacing.circuit_breaker import Health
+from batchrank.pacing.learnt_limits import LearntLimits
+from batchrank.pacing.shared_pace import Dealt, Held
 from batchrank.pacing.time_left import Pacing
+from batchrank.pacing.token_bucket import TokenAccount
 
 _BUCKET_SECONDS = 0.004
 _LEAST_CREDIT = 20

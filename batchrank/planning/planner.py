@@ -15,12 +15,12 @@ from typing import cast
 
 import msgspec
 
-from batchrank.planning.text_hashes import Digests, digest_of
 from batchrank.config.limits import RequestLimits, weight
 from batchrank.planning.packing import Packing
-from batchrank.records import Pairs, PlannedRow, RequestPlan, Row, Slot, plan_id
-from batchrank.planning.tokens import bound, bounds, counts, likely
 from batchrank.planning.shared_requests import Shared
+from batchrank.planning.text_hashes import Digests, digest_of
+from batchrank.planning.tokens import bound, bounds, counts, likely
+from batchrank.records import Pairs, PlannedRow, RequestPlan, Row, Slot, plan_id
 
 TOKENS_PER_BOUND = 0.25
 """Tokens for each byte of a text, until texts tell: English 0.22, Chinese 0.27, code 0.24."""

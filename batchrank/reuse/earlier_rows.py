@@ -26,10 +26,10 @@ import msgspec
 import numpy as np
 
 from batchrank.errors import StorageFailed
-from batchrank.reuse.pair_files import DAMAGE, Block, SideFile, Stored
 from batchrank.files.paths import Place, Remote, plain
-from batchrank.reuse.score_table import Table
 from batchrank.input.spill import Nameless, spill_folder
+from batchrank.reuse.pair_files import DAMAGE, Block, SideFile, Stored
+from batchrank.reuse.score_table import Table
 
 _log = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ import numpy as np
 import xxhash
 
 from batchrank.config.settings import JobConfig
-from batchrank.planning.text_hashes import Digests
-from batchrank.reuse.earlier_rows import EarlierRows, Found, Previous
 from batchrank.errors import ConfigInvalid, InputBad, InputMissing, StorageFailed
-from batchrank.reuse.pair_files import DAMAGE, VERSION, SideFile, begun, days_of, listed
 from batchrank.files.paths import Place, Remote, plain
-from batchrank.records import Pairs, Row
-from batchrank.reuse.score_table import Table, list_key, tabulate_lists, tabulate_pairs
 from batchrank.output.parts import REUSED, SUCCESS
+from batchrank.planning.text_hashes import Digests
+from batchrank.records import Pairs, Row
+from batchrank.reuse.earlier_rows import EarlierRows, Found, Previous
+from batchrank.reuse.pair_files import DAMAGE, VERSION, SideFile, begun, days_of, listed
+from batchrank.reuse.score_table import Table, list_key, tabulate_lists, tabulate_pairs
 
 _log = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from batchrank.files.atomic import sync_folder
-from batchrank.state.output_folder import PAIRS
 from batchrank.errors import StorageFailed
+from batchrank.files.atomic import sync_folder
 from batchrank.files.paths import Place, opened
-from batchrank.records import RowScores
 from batchrank.output.parts import whole, write_whole
+from batchrank.records import RowScores
+from batchrank.state.output_folder import PAIRS
 
 VERSION = 1
 SUFFIX = ".arrow"

@@ -1,0 +1,1 @@
+"""One request after another: the client, what replies mean, retries."""

@@ -20,9 +20,6 @@ from random import Random
 
 import msgspec
 
-from batchrank.sending.blame import Blame, Fault, most_in_vain
-from batchrank.sending.endpoint import Endpoint
-from batchrank.sending.halt import DRAIN_SECONDS, Halt, Halted
 from batchrank.config.pricing import IMPLAUSIBLE, Price
 from batchrank.records import (
     Dropped,
@@ -32,7 +29,11 @@ from batchrank.records import (
     Scored,
     row_of,
 )
+from batchrank.sending.blame import Blame, Fault, most_in_vain
+from batchrank.sending.endpoint import Endpoint
+from batchrank.sending.halt import DRAIN_SECONDS, Halt, Halted
 from batchrank.sending.request_parts import Blamed, Part, Refused, share_of_slot
+from batchrank.sending.tally import Tally
 from batchrank.sending.verdicts import (
     MAX_ATTEMPTS,
     MAX_ATTEMPTS_ALONE,
@@ -46,7 +47,6 @@ from batchrank.sending.verdicts import (
     judge,
     waits,
 )
-from batchrank.sending.tally import Tally
 from batchrank.wire.replies import Scores
 
 PLANS_PER_FLIGHT = 4

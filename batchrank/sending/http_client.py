@@ -14,9 +14,14 @@ from email.utils import formatdate
 import aiohttp
 from multidict import CIMultiDict
 
-from batchrank.sending.connections import MOST_BEFORE_HEAD, EndlessHead, GuardedConnector, RequestBody
-from batchrank.sending.packed_bodies import unpack
 from batchrank.config.proxy import Proxy, find_proxy
+from batchrank.sending.connections import (
+    MOST_BEFORE_HEAD,
+    EndlessHead,
+    GuardedConnector,
+    RequestBody,
+)
+from batchrank.sending.packed_bodies import unpack
 from batchrank.sending.verdicts import Answered, Exchange, Unanswered
 
 CONNECT_SECONDS = 10.0

@@ -7,15 +7,15 @@ else. Whatever ends the run is set on `halt`, and the request that met it is dro
 import asyncio
 from collections.abc import Sequence
 
-from batchrank.pacing.budget import Budget
-from batchrank.state.checkpoint import Checkpoint
 from batchrank.config.settings import JobConfig
 from batchrank.errors import BatchrankError, CostReached
-from batchrank.sending.halt import DRAIN_SECONDS, Halt
-from batchrank.sending.verdicts import Again, Exchange, GiveUp, Halve, Stop, Verdict, Without
-from batchrank.state.history import Series
+from batchrank.pacing.budget import Budget
 from batchrank.pacing.throttle import Throttle
+from batchrank.sending.halt import DRAIN_SECONDS, Halt
 from batchrank.sending.http_client import Transport
+from batchrank.sending.verdicts import Again, Exchange, GiveUp, Halve, Stop, Verdict, Without
+from batchrank.state.checkpoint import Checkpoint
+from batchrank.state.history import Series
 from batchrank.wire import DIALECTS, Ask
 from batchrank.wire.replies import Scores
 

@@ -20,8 +20,8 @@ from batchrank.errors import (
     KeyRefused,
     escape,
 )
-from batchrank.wire.replies import BadAnswer, Refusal, Scores, read, read_refusal
 from batchrank.wire.envelopes import whole_number
+from batchrank.wire.replies import BadAnswer, Refusal, Scores, read, read_refusal
 
 MAX_ATTEMPTS = 10
 """Failures that may be held against a request before it is given up: with one in five failing at

@@ -16,15 +16,15 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from batchrank.server.requests import check_ask, read_ask
+from batchrank.server.errors import Refused, invalid_request, invalid_value
 from batchrank.server.faults.connections import JSON, break_answer
-from batchrank.server.http_server import bears
 from batchrank.server.faults.script import Fault, Seen, chance, choose
+from batchrank.server.http_server import bears
 from batchrank.server.ledger import Ledger, content_digest
 from batchrank.server.openapi import document
-from batchrank.server.errors import Refused, invalid_request, invalid_value
-from batchrank.server.settings import DEFAULT_INSTRUCT, ServerSettings
+from batchrank.server.requests import check_ask, read_ask
 from batchrank.server.routes import COMPATIBLE, ROUTES, TEI, Voice, told_apart
+from batchrank.server.settings import DEFAULT_INSTRUCT, ServerSettings
 from batchrank.server.token_counts import Weighed, Weigher
 from batchrank.wire import Ask, Ranked
 

@@ -19,8 +19,8 @@ from aiohttp import web
 from batchrank.planning import tokens
 from batchrank.server.api import RerankApi
 from batchrank.server.http_server import listen
-from batchrank.server.settings import ServerSettings
 from batchrank.server.routes import COMPATIBLE_BASE
+from batchrank.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from batchrank.server.scorers.embedded import Scorer

@@ -7,8 +7,8 @@ hosted API; the vendor publishes no such document. Fuzzers read it (see tests/te
 import json
 from typing import Any
 
-from batchrank.server.settings import ServerSettings
 from batchrank.server.routes import COMPATIBLE_PATH, NATIVE_PATH, TEI_DOCUMENTS
+from batchrank.server.settings import ServerSettings
 
 _TEXT = {"type": "string", "minLength": 1}
 _RESULTS = {

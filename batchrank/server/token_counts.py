@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from batchrank.planning import tokens
 from batchrank.config.limits import weight
+from batchrank.planning import tokens
 
 if TYPE_CHECKING:
     from gigatoken import Tokenizer

@@ -6,14 +6,14 @@ that have no answer yet, the user's own limits, the input.
 
 from collections.abc import Callable, Mapping
 
-from batchrank.pacing.circuit_breaker import Health
-from batchrank.config.settings import JobConfig
-from batchrank.session.read_ahead import Feed
 from batchrank.account.coordinator import LEASE_SECONDS
 from batchrank.account.worker import Leasing
-from batchrank.sending.paced_endpoint import Link
+from batchrank.config.settings import JobConfig
 from batchrank.output.standstill import Cause
+from batchrank.pacing.circuit_breaker import Health
 from batchrank.pacing.throttle import Throttle
+from batchrank.sending.paced_endpoint import Link
+from batchrank.session.read_ahead import Feed
 
 NO_ANSWER_SECONDS = 8.0
 """A request that takes so long is worth a word; one that is slower than those before it only."""

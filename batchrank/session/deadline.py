@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta, tzinfo
 import msgspec
 
 from batchrank.errors import DeadlineReached
-from batchrank.sending.halt import DRAIN_SECONDS
 from batchrank.output.receipt import Left, left_words
+from batchrank.sending.halt import DRAIN_SECONDS
 
 ENDING_SECONDS = DRAIN_SECONDS + 2.5
 """Sending stops so long before: answers in flight are drained, and what is finished is written."""

@@ -12,12 +12,12 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from batchrank.state.answer_rows import Answer
-from batchrank.planning.priority_bands import Bands, Flags, Numbers, gathered
-from batchrank.state.checkpoint import Checkpoint
-from batchrank.planning.text_hashes import digest_before
 from batchrank.errors import InputBad
+from batchrank.planning.priority_bands import Bands, Flags, Numbers, gathered
+from batchrank.planning.text_hashes import digest_before
 from batchrank.records import Dropped, Failed, Outcome, PlannedRow, RequestPlan, row_of
+from batchrank.state.answer_rows import Answer
+from batchrank.state.checkpoint import Checkpoint
 
 
 class Ahead:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from batchrank.state.output_folder import marked_in
 from batchrank.errors import (
     BatchrankError,
     InputBad,
@@ -19,15 +18,16 @@ from batchrank.errors import (
     RowsFailed,
     TryLater,
 )
-from batchrank.state.fingerprint import Fingerprint
-from batchrank.output.part_files import is_whole
 from batchrank.files.paths import Place
-from batchrank.output.receipt_file import RECEIPT, read_receipt, write_receipt
-from batchrank.output.receipt import Receipt, Share, total
-from batchrank.state.shards import Shard
-from batchrank.state.shard_folder import finishing, home_of
+from batchrank.output.part_files import is_whole
 from batchrank.output.parts import SUCCESS, PartRecord, part_name, read_record, write_whole
+from batchrank.output.receipt import Receipt, Share, total
+from batchrank.output.receipt_file import RECEIPT, read_receipt, write_receipt
+from batchrank.state.fingerprint import Fingerprint
+from batchrank.state.output_folder import marked_in
+from batchrank.state.shard_folder import finishing, home_of
 from batchrank.state.shard_status import STATES, is_done, parts_of, shards_of, worker
+from batchrank.state.shards import Shard
 
 _SHOWN = 5
 

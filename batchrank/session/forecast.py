@@ -11,20 +11,20 @@ from typing import Any
 
 import msgspec
 
-from batchrank.config.settings import JobConfig
-from batchrank.planning.text_hashes import Digests
-from batchrank.session.read_ahead import Known, gathered
 from batchrank.config.limits import AIM, RateLimits
-from batchrank.files.paths import Place
-from batchrank.planning.planner import Planner
 from batchrank.config.pricing import Price
-from batchrank.records import PlannedRow, RequestPlan
-from batchrank.output.receipt import clock, money, reused_line
-from batchrank.session.request import check_rows, columns_of, planner_of
-from batchrank.reuse.index import Reuse, opened
+from batchrank.config.settings import JobConfig
+from batchrank.files.paths import Place
 from batchrank.input import Inputs, open_inputs
 from batchrank.input.parquet_rows import Source
+from batchrank.output.receipt import clock, money, reused_line
+from batchrank.planning.planner import Planner
 from batchrank.planning.shared_requests import Again
+from batchrank.planning.text_hashes import Digests
+from batchrank.records import PlannedRow, RequestPlan
+from batchrank.reuse.index import Reuse, opened
+from batchrank.session.read_ahead import Known, gathered
+from batchrank.session.request import check_rows, columns_of, planner_of
 from batchrank.wire.cohere import searches
 
 BLOCKS = 16

@@ -12,29 +12,35 @@ import msgspec
 import uvloop
 from msgspec.structs import replace
 
-from batchrank.state.checkpoint import renew
-from batchrank.state.output_folder import Claim, claimed, state_of
-from batchrank.config.settings import JobConfig, check_coordinator, check_price, key_of
-from batchrank.sending.descriptors import fit_in_flight
-from batchrank.reuse.earlier_rows import Previous
-from batchrank.session.finish_shards import finished_by
-from batchrank.errors import ConfigInvalid, InputBad, InputMissing, OutputUnusable
-from batchrank.state.fingerprint import Fingerprint, is_larger
-from batchrank.session.origin import write_origin
-from batchrank.output.part_files import is_whole
-from batchrank.files.paths import Place, is_same
 from batchrank.config.providers import EMBEDDED_SCORER
-from batchrank.session.published_rows import check_published_rows
-from batchrank.output.receipt_file import RECEIPT, read_receipt
-from batchrank.output.receipt import Progress, Receipt
-from batchrank.session.request import Request, allowed_by, check_numbers, check_rows, columns_of
-from batchrank.reuse.index import identity_of, opened
-from batchrank.session.session import Connect, InLoop, Session
+from batchrank.config.settings import JobConfig, check_coordinator, check_price, key_of
+from batchrank.errors import ConfigInvalid, InputBad, InputMissing, OutputUnusable
+from batchrank.files.paths import Place, is_same
 from batchrank.input import Inputs, open_inputs
-from batchrank.state.shards import Shard, shard_of, share_of
-from batchrank.state.shard_folder import begun_of_finished, claimed_shard, finished_run, grow, reopen
-from batchrank.session.signals import Signals
+from batchrank.output.part_files import is_whole
+from batchrank.output.receipt import Progress, Receipt
+from batchrank.output.receipt_file import RECEIPT, read_receipt
+from batchrank.reuse.earlier_rows import Previous
+from batchrank.reuse.index import identity_of, opened
+from batchrank.sending.descriptors import fit_in_flight
 from batchrank.sending.http_client import connected
+from batchrank.session.finish_shards import finished_by
+from batchrank.session.origin import write_origin
+from batchrank.session.published_rows import check_published_rows
+from batchrank.session.request import Request, allowed_by, check_numbers, check_rows, columns_of
+from batchrank.session.session import Connect, InLoop, Session
+from batchrank.session.signals import Signals
+from batchrank.state.checkpoint import renew
+from batchrank.state.fingerprint import Fingerprint, is_larger
+from batchrank.state.output_folder import Claim, claimed, state_of
+from batchrank.state.shard_folder import (
+    begun_of_finished,
+    claimed_shard,
+    finished_run,
+    grow,
+    reopen,
+)
+from batchrank.state.shards import Shard, shard_of, share_of
 
 _log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import msgspec
 
-from batchrank.session.totals import TICK_SECONDS
 from batchrank.output.receipt import Progress, clock, money, write_live
-from batchrank.state.history import Series
 from batchrank.output.standstill import StandstillLog
 from batchrank.sending.http_client import STANDSTILL_SECONDS
+from batchrank.session.totals import TICK_SECONDS
+from batchrank.state.history import Series
 
 HEARTBEAT_SECONDS = 60.0
 

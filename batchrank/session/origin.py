@@ -14,9 +14,9 @@ import msgspec
 
 from batchrank.config.settings import JobConfig
 from batchrank.errors import OutputUnusable
-from batchrank.session.request import Request
-from batchrank.output.parts import write_state_file
 from batchrank.input.parquet_rows import input_files
+from batchrank.output.parts import write_state_file
+from batchrank.session.request import Request
 
 _NAME = "origin.json"
 

@@ -10,19 +10,19 @@ from math import ceil, isnan
 
 import msgspec
 
-from batchrank.output.assembly import Part
-from batchrank.state.checkpoint import Checkpoint
-from batchrank.state.output_folder import Claim
 from batchrank.config.settings import JobConfig
 from batchrank.errors import TryLater
-from batchrank.reuse.pair_files import SideFiles
-from batchrank.output.part_files import PATTERN, missing_parts, shortened
 from batchrank.files.paths import sizes
-from batchrank.records import RowScores
-from batchrank.output.receipt import total
-from batchrank.state.shards import Shard, rows_in, rows_of
-from batchrank.state.shard_folder import reopen
+from batchrank.output.assembly import Part
+from batchrank.output.part_files import PATTERN, missing_parts, shortened
 from batchrank.output.parts import PartRecord, Sink
+from batchrank.output.receipt import total
+from batchrank.records import RowScores
+from batchrank.reuse.pair_files import SideFiles
+from batchrank.state.checkpoint import Checkpoint
+from batchrank.state.output_folder import Claim
+from batchrank.state.shard_folder import reopen
+from batchrank.state.shards import Shard, rows_in, rows_of
 
 _log = logging.getLogger(__name__)
 

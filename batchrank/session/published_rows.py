@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchrank.config.settings import JobConfig
-from batchrank.planning.text_hashes import Digests, RowsDigest
 from batchrank.errors import InputBad
-from batchrank.state.fingerprint import Fingerprint
 from batchrank.files.paths import Place, opened
-from batchrank.state.shards import Shard, rows_of
-from batchrank.output.parts import part_name, read_record
 from batchrank.input.parquet_rows import DOC_IDS, Chunk, FileIdentity, Source
+from batchrank.output.parts import part_name, read_record
+from batchrank.planning.text_hashes import Digests, RowsDigest
+from batchrank.state.fingerprint import Fingerprint
+from batchrank.state.shards import Shard, rows_of
 
 _log = logging.getLogger(__name__)
 

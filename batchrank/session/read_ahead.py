@@ -11,10 +11,10 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from batchrank.planning.planner import Planner
-from batchrank.records import PlannedRow, Row
 from batchrank.input.parquet_rows import Chunk, Flags, Source
+from batchrank.planning.planner import Planner
 from batchrank.planning.shared_requests import Again, Waiting
+from batchrank.records import PlannedRow, Row
 
 Known = Callable[[Row], Row]
 """A row with the names of its pairs, and what is known of them."""

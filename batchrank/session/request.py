@@ -6,15 +6,15 @@ from pathlib import Path
 import msgspec
 
 from batchrank.config.settings import JobConfig
+from batchrank.errors import ConfigInvalid, InputBad
+from batchrank.files.paths import Place
+from batchrank.input.parquet_rows import Source
+from batchrank.input.schema import Columns
+from batchrank.planning.planner import Planner
+from batchrank.sending.paced_endpoint import encode
 from batchrank.session.deadline import Deadline
 from batchrank.session.finish_shards import Allowed
-from batchrank.errors import ConfigInvalid, InputBad
-from batchrank.sending.paced_endpoint import encode
 from batchrank.state.losses import Agree, agree
-from batchrank.files.paths import Place
-from batchrank.planning.planner import Planner
-from batchrank.input.schema import Columns
-from batchrank.input.parquet_rows import Source
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

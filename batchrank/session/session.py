@@ -27,18 +27,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from batchrank.account.worker import Leasing, kept, leased
 from batchrank.config.addresses import request_url
-from batchrank.session.earlier_answers import Ahead, look_ahead
-from batchrank.output.assembly import Assembly, Part, outcomes_before
-from batchrank.sending.blame import Blame
-from batchrank.pacing.budget import Budget
-from batchrank.session.causes import Causes, DiskProbe
-from batchrank.state.output_folder import Claim
 from batchrank.config.settings import JobConfig
-from batchrank.planning.text_hashes import Digests
-from batchrank.sending.dispatch import Sender, dispatch
-from batchrank.reuse.earlier_rows import Previous
-from batchrank.session.finish_shards import too_many_failed
 from batchrank.errors import (
     BatchrankError,
     DeadlineReached,
@@ -48,29 +39,38 @@ from batchrank.errors import (
     StorageFailed,
     TryLater,
 )
-from batchrank.session.read_ahead import Feed, Known
-from batchrank.session.totals import Figures
-from batchrank.sending.halt import DRAIN_SECONDS, Halt, Halted
-from batchrank.account.worker import Leasing, kept, leased
-from batchrank.sending.paced_endpoint import Link
-from batchrank.session.monitor import Monitor
-from batchrank.session.process import rarely_collected
-from batchrank.output.receipt_file import write_receipt
-from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of, widened
-from batchrank.output.receipt import Left, Progress, Receipt
-from batchrank.session.request import Request, allowed_by, planner_of
-from batchrank.reuse.index import Reuse
-from batchrank.state.history import Series
-from batchrank.server.child_process import LocalServer, local_server
-from batchrank.state.shards import share_of
-from batchrank.session.signals import Signals, heard
-from batchrank.output.parts import SUCCESS, PartRecord, write_whole
 from batchrank.input.parquet_rows import Source
-from batchrank.session.output_state import Standing
+from batchrank.output.assembly import Assembly, Part, outcomes_before
+from batchrank.output.parts import SUCCESS, PartRecord, write_whole
+from batchrank.output.receipt import Left, Progress, Receipt
+from batchrank.output.receipt_file import write_receipt
 from batchrank.output.standstill import StandstillWatch
+from batchrank.pacing.budget import Budget
 from batchrank.pacing.throttle import Throttle
-from batchrank.sending.http_client import Transport
 from batchrank.planning.shared_requests import Again, complete
+from batchrank.planning.text_hashes import Digests
+from batchrank.records import Outcome, PlannedRow, RequestPlan, RowScores, row_of, widened
+from batchrank.reuse.earlier_rows import Previous
+from batchrank.reuse.index import Reuse
+from batchrank.sending.blame import Blame
+from batchrank.sending.dispatch import Sender, dispatch
+from batchrank.sending.halt import DRAIN_SECONDS, Halt, Halted
+from batchrank.sending.http_client import Transport
+from batchrank.sending.paced_endpoint import Link
+from batchrank.server.child_process import LocalServer, local_server
+from batchrank.session.causes import Causes, DiskProbe
+from batchrank.session.earlier_answers import Ahead, look_ahead
+from batchrank.session.finish_shards import too_many_failed
+from batchrank.session.monitor import Monitor
+from batchrank.session.output_state import Standing
+from batchrank.session.process import rarely_collected
+from batchrank.session.read_ahead import Feed, Known
+from batchrank.session.request import Request, allowed_by, planner_of
+from batchrank.session.signals import Signals, heard
+from batchrank.session.totals import Figures
+from batchrank.state.history import Series
+from batchrank.state.output_folder import Claim
+from batchrank.state.shards import share_of
 
 _log = logging.getLogger(__name__)
 

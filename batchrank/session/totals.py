@@ -12,12 +12,12 @@ from importlib.metadata import version
 
 from batchrank.config.settings import JobConfig
 from batchrank.errors import BatchrankError
-from batchrank.records import Spent
-from batchrank.output.receipt import LIMITED_BY, Left, Progress, Receipt, total
-from batchrank.output.parts import PartRecord
 from batchrank.input.parquet_rows import FileIdentity
+from batchrank.output.parts import PartRecord
+from batchrank.output.receipt import LIMITED_BY, Left, Progress, Receipt, total
 from batchrank.output.standstill import Standstill
 from batchrank.pacing.time_left import WINDOW_TICKS, Pacing, TimeLeft
+from batchrank.records import Spent
 from batchrank.version import __version__
 
 TICK_SECONDS = 0.25

@@ -14,26 +14,26 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from batchrank.session.earlier_answers import is_given_to
-from batchrank.state.answer_rows import Answer
-from batchrank.output.assembly import assemble
-from batchrank.state.output_folder import DATABASE, decoded, marked_in, state_of
 from batchrank.config.settings import JobConfig
-from batchrank.planning.text_hashes import Digests
 from batchrank.errors import BatchrankError, ConfigInvalid, InputBad, OutputUnusable
+from batchrank.files.paths import Place, place
+from batchrank.input import Inputs, open_inputs
+from batchrank.input.parquet_rows import Chunk, Source
+from batchrank.output.assembly import assemble
+from batchrank.output.parts import OPEN, Sink, part_name
+from batchrank.planning.shared_requests import Again
+from batchrank.planning.text_hashes import Digests
+from batchrank.records import Failed, Outcome, PlannedRow, RowScores, Spent
+from batchrank.reuse.index import Reuse, identity_of, opened
+from batchrank.session.earlier_answers import is_given_to
+from batchrank.session.origin import Origin, read_origin
 from batchrank.session.read_ahead import Feed
+from batchrank.session.request import columns_of, planner_of
+from batchrank.state.answer_rows import Answer
 from batchrank.state.fingerprint import Fingerprint
 from batchrank.state.kept_answers import KeptAnswers
-from batchrank.session.origin import Origin, read_origin
-from batchrank.files.paths import Place, place
-from batchrank.records import Failed, Outcome, PlannedRow, RowScores, Spent
-from batchrank.session.request import columns_of, planner_of
-from batchrank.reuse.index import Reuse, identity_of, opened
-from batchrank.input import Inputs, open_inputs
+from batchrank.state.output_folder import DATABASE, decoded, marked_in, state_of
 from batchrank.state.shards import Shard
-from batchrank.output.parts import OPEN, Sink, part_name
-from batchrank.input.parquet_rows import Chunk, Source
-from batchrank.planning.shared_requests import Again
 
 _log = logging.getLogger(__name__)
 _BATCH_ROWS = 1000

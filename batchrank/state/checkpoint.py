@@ -23,9 +23,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from batchrank.state.answer_rows import COLUMNS, TABLE, Answer, Settled, insertions, is_whole, read_answer
 from batchrank.errors import OutputUnusable, StorageFailed, TryLater
 from batchrank.records import PLAN_BITS, Outcome, Spent
+from batchrank.state.answer_rows import (
+    COLUMNS,
+    TABLE,
+    Answer,
+    Settled,
+    insertions,
+    is_whole,
+    read_answer,
+)
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ import msgspec
 
 from batchrank.errors import ConfigInvalid
 from batchrank.files.paths import Place
-from batchrank.output.parts import part_name
 from batchrank.input.parquet_rows import FileIdentity
+from batchrank.output.parts import part_name
 
 
 class Fingerprint(msgspec.Struct, frozen=True, omit_defaults=True):

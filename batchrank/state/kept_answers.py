@@ -19,10 +19,10 @@ from typing import TypeVar
 
 import msgspec
 
-from batchrank.state.answer_rows import COLUMNS, Answer, is_whole, read_answer
-from batchrank.state.checkpoint import ROWS_OF_PART, VERSION
 from batchrank.errors import OutputUnusable
 from batchrank.records import PLAN_BITS, row_of
+from batchrank.state.answer_rows import COLUMNS, Answer, is_whole, read_answer
+from batchrank.state.checkpoint import ROWS_OF_PART, VERSION
 
 T = TypeVar("T")
 

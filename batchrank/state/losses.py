@@ -11,16 +11,16 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from batchrank.state.checkpoint import Checkpoint, read_fingerprint
-from batchrank.errors import BatchrankError, OutputUnusable
-from batchrank.state.fingerprint import Fingerprint
-from batchrank.files.paths import Place
 from batchrank.config.pricing import Price
 from batchrank.config.providers import PROVIDERS
+from batchrank.errors import BatchrankError, OutputUnusable
+from batchrank.files.paths import Place
+from batchrank.output.parts import count_rows
+from batchrank.output.receipt import Receipt, money
 from batchrank.output.receipt_file import read_receipt
 from batchrank.records import Spent
-from batchrank.output.receipt import Receipt, money
-from batchrank.output.parts import count_rows
+from batchrank.state.checkpoint import Checkpoint, read_fingerprint
+from batchrank.state.fingerprint import Fingerprint
 
 
 class Losses(msgspec.Struct, frozen=True):

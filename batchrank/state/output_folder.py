@@ -14,17 +14,17 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from batchrank.state import checkpoint
-from batchrank.files.atomic import sync_folder
+from batchrank.config.providers import EMBEDDED_SCORER
 from batchrank.errors import ConfigInvalid, InputBad, OutputUnusable, StorageFailed
+from batchrank.files.atomic import sync_folder
+from batchrank.files.paths import Place, Remote
+from batchrank.input.parquet_rows import MARKER, STATE, FileIdentity
+from batchrank.output.parts import SUCCESS, write_state_file, write_whole
+from batchrank.output.receipt_file import FILES, RECEIPT
+from batchrank.state import checkpoint
 from batchrank.state.fingerprint import Fingerprint, check_limit
 from batchrank.state.losses import Agree, agree, count_losses
-from batchrank.files.paths import Place, Remote
-from batchrank.config.providers import EMBEDDED_SCORER
-from batchrank.output.receipt_file import FILES, RECEIPT
 from batchrank.state.shards import Shard
-from batchrank.output.parts import SUCCESS, write_state_file, write_whole
-from batchrank.input.parquet_rows import MARKER, STATE, FileIdentity
 
 DATABASE = "checkpoint.sqlite"
 PAIRS = "_pairs"

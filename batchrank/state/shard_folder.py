@@ -15,8 +15,15 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from batchrank.state import checkpoint
+from batchrank.errors import OutputUnusable
 from batchrank.files.atomic import sync_folder
+from batchrank.files.paths import Place, Remote
+from batchrank.input.parquet_rows import MARKER, STATE
+from batchrank.output.parts import SUCCESS, write_whole
+from batchrank.output.receipt_file import RECEIPT, remove_receipt
+from batchrank.state import checkpoint
+from batchrank.state.fingerprint import Fingerprint, check_unites, is_larger
+from batchrank.state.losses import Agree, agree, count_losses
 from batchrank.state.output_folder import (
     DATABASE,
     KEPT,
@@ -31,14 +38,7 @@ from batchrank.state.output_folder import (
     marked_in,
     sync,
 )
-from batchrank.errors import OutputUnusable
-from batchrank.state.fingerprint import Fingerprint, check_unites, is_larger
-from batchrank.state.losses import Agree, agree, count_losses
-from batchrank.files.paths import Place, Remote
-from batchrank.output.receipt_file import RECEIPT, remove_receipt
 from batchrank.state.shards import Shard
-from batchrank.output.parts import SUCCESS, write_whole
-from batchrank.input.parquet_rows import MARKER, STATE
 
 _WAITS_SECONDS = (0.1,) * 100
 """For a lock that is held for moments, on a machine where others compute."""

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import msgspec
 
-from batchrank.state.output_folder import marked_in, state_of
-from batchrank.state.fingerprint import Fingerprint
-from batchrank.files.paths import Place, Remote
 from batchrank.config.providers import EMBEDDED_SCORER
-from batchrank.output.receipt_file import read_receipt, receipt_in
+from batchrank.files.paths import Place, Remote
 from batchrank.output.receipt import LIVE, Progress, Receipt, read_live
-from batchrank.state.history import Kept, read_series, together
-from batchrank.state.shards import Shard, rows_in
-from batchrank.state.shard_folder import home_of
+from batchrank.output.receipt_file import read_receipt, receipt_in
 from batchrank.output.standstill import Standstill
+from batchrank.state.fingerprint import Fingerprint
+from batchrank.state.history import Kept, read_series, together
+from batchrank.state.output_folder import marked_in, state_of
+from batchrank.state.shard_folder import home_of
+from batchrank.state.shards import Shard, rows_in
 
 STATES = {
     "finished": "finished",

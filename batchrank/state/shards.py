@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from batchrank.errors import ConfigInvalid
 from batchrank.config.limits import RateLimits
+from batchrank.errors import ConfigInvalid
 
 COUNT = "BATCHRANK_SHARDS"
 KUBERNETES = "JOB_COMPLETION_INDEX"

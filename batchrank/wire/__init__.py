@@ -7,12 +7,9 @@ and nothing here knows what an error means (that is `retry`).
 from collections.abc import Sequence
 from typing import Protocol
 
-from batchrank.wire import cohere
-from batchrank.wire import flat
+from batchrank.wire import cohere, flat, tei, voyage
 from batchrank.wire import dashscope as native
 from batchrank.wire import self_hosted as served
-from batchrank.wire import tei
-from batchrank.wire import voyage
 from batchrank.wire.replies import Ask, Ranked
 from batchrank.wire.request_fields import Fields
 

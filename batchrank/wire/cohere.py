@@ -12,8 +12,8 @@ from math import ceil
 
 import msgspec
 
-from batchrank.wire.replies import Ask, Ranked
 from batchrank.wire.flat import read_request, request
+from batchrank.wire.replies import Ask, Ranked
 
 __all__ = ["answer", "most_searches", "read_request", "request", "searches"]
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from batchrank.wire.replies import Ask, Ranked
 from batchrank.wire.flat import read_request, request
+from batchrank.wire.replies import Ask, Ranked
 
 __all__ = ["answer", "read_request", "request"]
 

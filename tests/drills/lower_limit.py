@@ -16,11 +16,15 @@ from drills.frame import Drill, Patch, breaks, environment, patched
 
 WITHOUT: dict[str, tuple[Patch, str]] = {
     "minutes": (
-        Patch("pacing/used_minute.py", "self._limit, self._slides = limit, low < high", "return False"),
+        Patch(
+            "pacing/used_minute.py", "self._limit, self._slides = limit, low < high", "return False"
+        ),
         "minute",
     ),
     "requests at once": (
-        Patch("pacing/learnt_limits.py", "if many and self._at_once.refuse(now, number):", "if False:"),
+        Patch(
+            "pacing/learnt_limits.py", "if many and self._at_once.refuse(now, number):", "if False:"
+        ),
         "concurrency",
     ),
 }

@@ -17,7 +17,9 @@ from drills.pace import told
 
 MUTANTS: dict[str, tuple[Patch, str]] = {
     "an answer is taken for any texts": (
-        Patch("session/earlier_answers.py", "not is_given_to(answer, plan):\n", "not answer.digest:\n"),
+        Patch(
+            "session/earlier_answers.py", "not is_given_to(answer, plan):\n", "not answer.digest:\n"
+        ),
         "with other texts under an answer of theirs",
     ),
     "answers are dropped before their part is published": (

@@ -43,9 +43,9 @@ from helpers import (
 )
 from test_resume_after_kill import answers, settled
 
-from batchrank.session import job
 from batchrank.output.receipt import Receipt
 from batchrank.server.faults.script import KINDS
+from batchrank.session import job
 from drills.frame import Drill, begun, environment
 from drills.pace import told
 

@@ -390,7 +390,9 @@ def between(trials: int, seed: int, folder: Path) -> str:
     return f"{trials} files written again: {refused} refused, the others went on"
 
 
-NO_COMPARISON = Patch("input/input_file.py", "        if now == self._first:\n", "        if True:\n")
+NO_COMPARISON = Patch(
+    "input/input_file.py", "        if now == self._first:\n", "        if True:\n"
+)
 NO_SECOND_LOOK = Patch("session/published_rows.py", "    if not touched:\n", "    if True:\n")
 
 

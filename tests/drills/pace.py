@@ -32,19 +32,19 @@ from test_throttle_rate import (
 )
 from virtual_time import run
 
+from batchrank.config.settings import JobConfig, load
+from batchrank.errors import TryLater
 from batchrank.pacing.budget import Budget
 from batchrank.pacing.circuit_breaker import Health
-from batchrank.config.settings import JobConfig, load
-from batchrank.sending.dispatch import Sender, dispatch
-from batchrank.errors import TryLater
-from batchrank.sending.halt import Halt
-from batchrank.sending.paced_endpoint import Link
-from batchrank.records import Failed, Outcome, RequestPlan, Scored
-from batchrank.sending.verdicts import Answered, Exchange
-from batchrank.state.history import Series
-from batchrank.server.quotas import Quota, fixed_minute, growth, sliding_minute
 from batchrank.pacing.throttle import Throttle
+from batchrank.records import Failed, Outcome, RequestPlan, Scored
+from batchrank.sending.dispatch import Sender, dispatch
+from batchrank.sending.halt import Halt
 from batchrank.sending.http_client import connected
+from batchrank.sending.paced_endpoint import Link
+from batchrank.sending.verdicts import Answered, Exchange
+from batchrank.server.quotas import Quota, fixed_minute, growth, sliding_minute
+from batchrank.state.history import Series
 from drills.frame import Drill
 
 MINUTES = {"fixed minute": fixed_minute, "sliding minute": sliding_minute}

@@ -24,16 +24,16 @@ import pyarrow.parquet as pq
 import uvloop
 from helpers import PROGRAM, clean, fast, output, serving, settings, table, written
 
-from batchrank.session import job
 from batchrank.config.settings import JobConfig, key_of, load
 from batchrank.errors import BatchrankError, ConfigInvalid, ExitCode
-from batchrank.output.receipt import Progress
-from batchrank.session.request import planner_of
-from batchrank.sending.verdicts import Answered, judge
+from batchrank.input.parquet_rows import open_source
 from batchrank.input.schema import Columns
 from batchrank.output.parts import Sink
-from batchrank.input.parquet_rows import open_source
+from batchrank.output.receipt import Progress
 from batchrank.pacing.throttle import Throttle
+from batchrank.sending.verdicts import Answered, judge
+from batchrank.session import job
+from batchrank.session.request import planner_of
 from batchrank.wire.replies import Scores
 from drills.frame import Drill, environment
 from drills.pace import told

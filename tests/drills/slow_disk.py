@@ -18,8 +18,8 @@ from typing import NamedTuple
 import pytest
 from helpers import PROGRAM, clean, ended, killed, part_bytes, table, until, written
 
-from batchrank.state.checkpoint import COMMIT_GROUP
 from batchrank.session.session import MAX_OPEN_PARTS
+from batchrank.state.checkpoint import COMMIT_GROUP
 from drills.frame import Drill, Patch, breaks, environment, last_line, patched
 from drills.pace import told
 from drills.till import Asked, Till, http, scored, till

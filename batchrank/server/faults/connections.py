@@ -18,9 +18,9 @@ from random import Random
 
 from aiohttp import web
 
+from batchrank.server.errors import MESSAGES, Refused, invalid_value
 from batchrank.server.faults.replies import damaged
 from batchrank.server.faults.script import Fault, Seen
-from batchrank.server.errors import MESSAGES, Refused, invalid_value
 
 JSON = "application/json"
 # Long enough for the peer to have read what came before a reset: on loopback an RST overtakes

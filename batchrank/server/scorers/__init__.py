@@ -1,0 +1,1 @@
+"""What gives the scores of the local server."""
