@@ -279,6 +279,32 @@ def test_a_request_that_fails_while_others_succeed_is_given_up(trouble: Exchange
     assert outcome.spent.requests >= MAX_ATTEMPTS
 
 
+def test_a_row_of_nothing_but_bad_documents_is_given_up_soon() -> None:
+    session = Session(Endpoint())
+    bad = [f"{number} bad" for number in range(10)]
+    session.endpoint.answer = lambda documents: LOST if documents[0] in bad else good(documents)
+    run(session.go(plan(row, *(bad if row == 3 else ["1"])) for row in range(500)))
+    parts = [sent for sent in session.endpoint.sent if sent[0] in bad and len(sent) < 10]
+    assert 0 < len(parts) <= 2 * log2(16) + 2
+    outcome = session.recorded[plan_id(3, 0)]
+    assert isinstance(outcome, Failed)
+    assert outcome.reason.startswith("documents 0 to 9: ")
+
+
+def test_a_document_that_fails_once_before_any_of_its_row_is_scored_is_asked_again() -> None:
+    session = Session(Endpoint())
+
+    def answer(documents: list[str]) -> Exchange:
+        is_first = documents == ["8 good"] and session.endpoint.sent.count(documents) == 1
+        return LOST if is_first or "7 bad" in documents else good(documents)
+
+    session.endpoint.answer = answer
+    run(session.go(plan(row, *(["8 good", "7 bad"] if row == 3 else ["1"])) for row in range(500)))
+    outcome = session.recorded[plan_id(3, 0)]
+    assert isinstance(outcome, Scored)
+    assert outcome.scores[0] == score("8 good") and isnan(outcome.scores[1])
+
+
 @pytest.mark.parametrize("trouble", [error(500), error(429), error(403), LOST], ids=repr)
 def test_a_plan_that_is_known_to_fail_tells_nothing_of_the_endpoint(trouble: Exchange) -> None:
     session = Session(Endpoint())

@@ -179,6 +179,20 @@ def test_a_request_that_is_to_blame_itself_makes_nobody_wait(
     assert run(admitted()) == pytest.approx(instants, abs=1e-3)
 
 
+def test_the_failures_of_what_is_to_blame_are_no_outage() -> None:
+    async def admitted(*, blamed: bool) -> float:
+        throttle = Throttle(FAST, None, 60)
+        throttle.failed("a fault", broken=False)
+        await asyncio.sleep(50)
+        throttle.failed("a fault", broken=False, blamed=blamed)
+        await asyncio.sleep(50)
+        return await throttle.admit(1)
+
+    assert run(admitted(blamed=True)) == pytest.approx(100, abs=1e-3)
+    with pytest.raises(TryLater):
+        run(admitted(blamed=False))
+
+
 def stopped_for(seconds: float, *, told: bool) -> float:
     """The speed of the first request after a process that met a failure was stopped for so long.
     Raises `TryLater` where that counts as an outage.

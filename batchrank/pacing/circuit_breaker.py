@@ -18,6 +18,7 @@ class Health:
     def __init__(self, now: float, credit: int) -> None:
         self._most = self._credit = credit
         self._failing_since: float | None = None
+        self._blamed_since: float | None = None
         self._probe_at = now
         self.last_reason = ""
         self.successes = 0
@@ -27,18 +28,21 @@ class Health:
         """A request was answered."""
         self.successes += 1
         self._credit = self._most if self._credit <= 0 else min(self._most, self._credit + 1)
-        self._failing_since = None
+        self._failing_since = self._blamed_since = None
 
     def failed(self, now: float, reason: str, *, broken: bool, blamed: bool = False) -> None:
         """A request was not; `broken`: what came is no rerank answer. One that is `blamed`
-        for its failures costs no credit: they would hold up whatever else is sent.
+        for its failures tells nothing of the endpoint: they cost no credit, which would hold up
+        whatever else is sent, and the time that they take is no outage.
         """
         self.last_reason = reason
         if self._failing_since is None:
             self._failing_since = now
         self._broken += broken
         if blamed:
+            self._blamed_since = now if self._blamed_since is None else self._blamed_since
             return
+        self._blamed_since = None
         self._credit -= 1
         if self._credit == 0:
             self._probe_at = now + self.PROBE_SECONDS
@@ -47,6 +51,8 @@ class Health:
         """Do not count these seconds as an outage: nothing was asked in them."""
         if self._failing_since is not None:
             self._failing_since += seconds
+        if self._blamed_since is not None:
+            self._blamed_since += seconds
 
     @property
     def is_well(self) -> bool:
@@ -73,5 +79,9 @@ class Health:
         return 0.0
 
     def down_for(self, now: float) -> float:
-        """Seconds since the first failure after the last success; 0 after a success."""
-        return 0.0 if self._failing_since is None else now - self._failing_since
+        """Seconds since the first failure after the last success; 0 after a success. It stands
+        still while nothing fails but what is to blame for it.
+        """
+        if self._failing_since is None:
+            return 0.0
+        return (now if self._blamed_since is None else self._blamed_since) - self._failing_since

@@ -32,7 +32,7 @@ from batchrank.records import (
 from batchrank.sending.blame import Blame, Fault, most_in_vain
 from batchrank.sending.endpoint import Endpoint
 from batchrank.sending.halt import DRAIN_SECONDS, Halt, Halted
-from batchrank.sending.request_parts import Blamed, Part, Refused, share_of_slot
+from batchrank.sending.request_parts import TRIES_OF_A_PART, Blamed, Part, Refused, share_of_slot
 from batchrank.sending.tally import Tally
 from batchrank.sending.verdicts import (
     MAX_ATTEMPTS,
@@ -51,9 +51,6 @@ from batchrank.wire.replies import Scores
 
 PLANS_PER_FLIGHT = 4
 """Plans held for each place in flight at the most: those beyond one wait to be sent again."""
-
-_TRIES_OF_A_PART = 3
-"""Tries of a part that fails for another reason than the whole, or is a single document."""
 
 FREE = Price()
 
@@ -159,7 +156,7 @@ class Sender:
         scores = array("d", [nan]) * len(plan.documents)
         answer_of = [-1] * len(plan.documents)
         blamed: list[Blamed] = []
-        answers = asked = 0
+        answers, asked, most = 0, 0, most_in_vain(len(plan.documents))
         work: list[Part] = []
         is_search = isinstance(verdict, Halve) and verdict.tried
         while True:
@@ -167,6 +164,8 @@ class Sender:
                 verdict = GiveUp(
                     f"{verdict.reason}; this model scores a list as a whole: not split"
                 )
+            if isinstance(verdict, Halve) and verdict.tried and not answers and asked >= most:
+                verdict = GiveUp(verdict.reason)
             match verdict:
                 case Scores(relevance_scores=found):
                     self._remember(part)
@@ -183,13 +182,18 @@ class Sender:
                     refused = Refused(len(part), body_bytes) if by_size else None
                     work[:0] = part.halves(refused, reason)
                 case Halve(reason=reason) | Without(reason=reason) | GiveUp(reason=reason):
-                    blamed.append((part.documents, reason))
-                    if work and not answers and asked >= most_in_vain(len(plan.documents)):
+                    if part.is_doubtful:
+                        work.append(part.once_more())
+                    else:
+                        blamed.append((part.documents, reason))
+                    if work and not answers and asked >= most:
                         blamed, work = [(range(len(plan.documents)), reason)], []
             if not work:
                 break
             part = work.pop(0)
             asked += 1
+            # Until one is scored each document is tried once: a row of bad ones takes long.
+            part.tries = TRIES_OF_A_PART if answers or part.tries or len(part) > 1 else 1
             verdict, body_bytes = await self._ask(plan, part, tally)
         if is_search and len(plan.documents) > 1:
             self._note_search(helped=answers > 0)
@@ -230,8 +234,7 @@ class Sender:
             fault = await self._find_fault(plan, verdict)
             if fault is Fault.SETTLED:
                 settled += 1
-                is_certain = not part.reason or (verdict.reason == part.reason and count > 1)
-                if is_certain or settled == _TRIES_OF_A_PART:
+                if part.is_settled(settled, verdict.reason):
                     return self._refuse(verdict.reason, count), len(body)
             elif isinstance(verdict, Again) and not verdict.throttled:
                 # Where nothing was ever scored the request may still be refused for itself.
