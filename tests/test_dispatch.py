@@ -302,7 +302,7 @@ def test_a_document_that_fails_once_before_any_of_its_row_is_scored_is_asked_aga
     run(session.go(plan(row, *(["8 good", "7 bad"] if row == 3 else ["1"])) for row in range(500)))
     outcome = session.recorded[plan_id(3, 0)]
     assert isinstance(outcome, Scored)
-    assert outcome.scores[0] == score("8 good") and isnan(outcome.scores[1])
+    assert outcome.relevance_scores[0] == score("8 good") and isnan(outcome.relevance_scores[1])
 
 
 @pytest.mark.parametrize("trouble", [error(500), error(429), error(403), LOST], ids=repr)
