@@ -170,9 +170,9 @@ class Blame:
         self._next_trial = now + TRIAL_SECONDS
         return 0.0
 
-    def longest_pause(self, plan: int) -> float:
+    def longest_pause(self, plan: int, *, throttled: bool) -> float:
         """Return how long the next try of a plan that is held to blame waits at the most."""
-        if self.is_known(plan) or self._records[plan].answered:
+        if throttled or self.is_known(plan) or self._records[plan].answered:
             return _LONGEST_PAUSE_SECONDS
         return max(1.0, min(60.0, self._max_outage_seconds / _PAUSES_OF_OUTAGE))
 

@@ -248,7 +248,7 @@ class Sender:
             pauses[flag] = pauses.get(flag) or waits(self._random, throttled=flag)
             pause = next(pauses[flag])
             if fault is not Fault.MOMENT:
-                pause = min(pause, self._blame.longest_pause(plan.plan_id))
+                pause = min(pause, self._blame.longest_pause(plan.plan_id, throttled=flag))
             await self._pause(plan, verdict, pause)
             again = True
 
