@@ -357,7 +357,10 @@ def account(trials: int, seed: int, folder: Path) -> str:
             )
             until(lambda: server.ledger()["faults"].get("status", 0) > 0, "the account ends")
             began = time.monotonic()
-            ending, _, stderr = ended(process)
+            try:
+                ending, _, stderr = ended(process, 30)
+            except subprocess.TimeoutExpired:
+                raise AssertionError("goes on for more than 30 s") from None
             took = time.monotonic() - began
             seconds[served].append(took)
             ledger = server.ledger()

@@ -16,6 +16,7 @@ from helpers import ended, table, written
 from raw_server import Peer, RawServer, http, raw_server_beside
 
 from drills.frame import Drill, Patch, begun, breaks, killed_within, last_line, patched
+from drills.money import account
 from drills.pace import told
 
 ROWS = 200
@@ -204,6 +205,28 @@ NO_HALVES = Patch("sending/dispatch.py", "if documents > 1 and not self._whole a
 NO_BOUND = Patch("sending/dispatch.py", "            asked = self._max_outage_seconds\n", "")
 
 
+IMPATIENT = Patch("sending/blame.py", "REFUSED_SECONDS = 12.0", "REFUSED_SECONDS = 0.0")
+NO_ACCOUNT = Patch(
+    "sending/blame.py",
+    "if self._account_is_in_question and now - self._refused",
+    "if 0 > self._refused",
+)
+
+
+def without_patience(trials: int, seed: int, folder: Path) -> str:
+    """The account is at fault at the first refusals of several rows, as in a gateway's restart."""
+    with patched(folder, IMPATIENT):
+        said = breaks(lambda: account(trials, seed, folder), "s to end")
+    return f"account-ends breaks without patience: {said}"
+
+
+def without_account(trials: int, seed: int, folder: Path) -> str:
+    """The account is never at fault."""
+    with patched(folder, NO_ACCOUNT):
+        said = breaks(lambda: account(trials, seed, folder), "goes on for", "s to end")
+    return f"account-ends breaks without its end: {said}"
+
+
 def without_halves(trials: int, seed: int, folder: Path) -> str:
     """The whole row fails for one of its documents."""
     with patched(folder, NO_HALVES):
@@ -221,6 +244,8 @@ def without_bound(trials: int, seed: int, folder: Path) -> str:
 DRILLS: Sequence[Drill] = [
     Drill((33,), "one-row", one_row, 3, 3 * len(KINDS)),
     Drill((33,), "control-one-row", without_halves, 1, 1),
+    Drill((33,), "control-account-ends", without_patience, 1, 1),
+    Drill((33,), "control-account-goes-on", without_account, 1, 1),
     Drill((34,), "asked-pause", asked_pause, 1, 5),
     Drill((34,), "control-asked-pause", without_bound, 1, 1),
 ]
