@@ -101,7 +101,8 @@ def test_broken_answers_of_any_dialect_are_asked_for_again(
 ) -> None:
     kinds = ("partial", "duplicate_index", "nan_score", "extra_results", "shuffled", "null_score")
     faults = "".join(
-        f'[[fault]]\nkind = "{kind}"\nwhere = {{ probability = 0.1 }}\n' for kind in kinds
+        f'[[fault]]\nkind = "{kind}"\nwhere = {{ probability = 0.1, first = 3 }}\n'
+        for kind in kinds
     )
     rows = table(20, 6, tag=f"broken {name}")
     source = written(tmp_path / "in.parquet", rows)

@@ -70,8 +70,11 @@ def test_a_run_goes_on_with_the_same_outputs_in_the_same_order(
     assert inside(*command, *options).returncode == 0
 
 
-def test_plan_counts_what_any_of_them_has(tmp_path: Path, nights: list[Path]) -> None:
+def test_plan_counts_what_any_of_them_has(
+    server: Server, tmp_path: Path, nights: list[Path]
+) -> None:
     options = [word for night in nights for word in ("--reuse", night)]
+    options += ["--base-url", server.base_url]
     done = inside("plan", three(tmp_path), *options, "--summary", "json")
     assert '"pairs_reused":3' in done.stdout.replace(" ", "")
 

@@ -42,7 +42,8 @@ def test_the_log_has_the_summary_at_info_and_standard_output_nothing(
     done = program(*fast(server, tmp_path / "out", source), "--log-level", "info")
     assert (done.returncode, done.stdout) == (0, "")
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("batchrank: finished: rows 20: 20 scored; requests 20; ")
+    assert last.startswith("batchrank: finished: rows 20: 20 scored; scored by ")
+    assert "; scored by qwen3-rerank (provider local); requests 20; " in last
     assert last.endswith(f"output {tmp_path / 'out'}")
 
 

@@ -231,4 +231,7 @@ def test_a_damaged_receipt_is_refused(out: Path) -> None:
     (out / "_run.json").write_text("{")
     done = inside("verify", out)
     assert done.returncode == 73
-    assert done.stderr == f"batchrank: {out / '_run.json'}: cannot be read.\n"
+    assert done.stderr == (
+        f"batchrank: {out / '_run.json'}: is damaged. The command that made the output writes it "
+        "anew; what is there is not sent again.\n"
+    )

@@ -190,19 +190,28 @@ def absurd(trials: int, seed: int, folder: Path) -> str:
         name = names[(trial + seed) % len(names)]
         out = folder / f"out-{trial}"
         with told(trial, name), till(_absurdly({20, 21, 40}, ABSURD[name])) as one:
-            code, _, stderr = ended(_run(one, source, out, *limits, "--max-cost", 0.0012), 60)
+            code, _, stderr = _end(_run(one, source, out, *limits, "--max-cost", 0.0012))
             said = [line for line in stderr.splitlines() if "than nothing" in line]
             assert code == 4, f"ended with {code}: {stderr[-300:]}"
             assert len(said) == 1 and "Traceback" not in stderr, f"{len(said)} warnings: {stderr}"
             assert 60 < one.requests < 150, f"the cap was used up by {one.requests} requests"
             one.answer = answer_all
-            code, _, stderr = ended(_run(one, source, out, *limits, "--max-cost", 1), 60)
+            code, _, stderr = _end(_run(one, source, out, *limits, "--max-cost", 1))
             assert (code, stderr) == (0, ""), f"then ended with {code}: {stderr[-300:]}"
             receipt = json.loads((out / "_run.json").read_bytes())
             assert receipt["implausible_usage"] == 3, f"{receipt['implausible_usage']} counted"
             assert receipt["tokens_billed"] < 150 * 300, f"{receipt['tokens_billed']} tokens"
             assert one.requests == 150, f"{one.requests} requests for 150 rows"
     return f"{trials} runs met one of {len(names)} absurd numbers: said once, counted, gone on"
+
+
+def _end(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    try:
+        return ended(process, 60)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(
+            "the minute's tokens are used up: it waits for more than 60 s"
+        ) from None
 
 
 def _absurdly(numbers: set[int], text: str) -> Callable[[Asked], bytes | None]:
