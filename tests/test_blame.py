@@ -98,6 +98,22 @@ def test_a_plan_that_failed_alone_for_long_enough_is_known_from_then_on() -> Non
     assert blame.is_known(1), "its parts slow everybody down and use up the breaker's credit"
 
 
+@pytest.mark.parametrize(
+    ("scores", "fault"), [(8, Fault.MOMENT), (9, Fault.SETTLED)], ids=["under way", "sent later"]
+)
+def test_several_that_fail_again_after_others_were_sent_and_scored_are_to_blame(
+    scores: int, fault: Fault
+) -> None:
+    blame = Blame(OUTAGE, max_in_flight=8)
+    blame.note_score()
+    faults = set()
+    for now in (0.0, 1.0, 20.0, 45.0):
+        faults = {blame.note_failure(plan, now) for plan in range(5)}
+        for _ in range(scores if now == 0 else 0):
+            blame.note_score()
+    assert faults == {fault}
+
+
 def test_failures_of_earlier_starts_count() -> None:
     assert last_fault([(0, "refused", 1)], {1: ENOUGH_FAILURES}) is Fault.SETTLED
     assert last_fault([(0, "refused", 1)], {1: 2}) is Fault.PAYLOAD

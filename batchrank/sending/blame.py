@@ -62,7 +62,7 @@ class _Record(msgspec.Struct):
 class Blame:
     """The evidence of a session. `kept`: failures of earlier starts by plan id; `keep` is given
     what is to be kept for a next one whenever that changes. `scored_before`: earlier starts had
-    scores.
+    scores. `max_in_flight`: so many scores may be of requests that were sent before a failure.
     """
 
     def __init__(
@@ -72,11 +72,13 @@ class Blame:
         keep: Callable[[Mapping[int, int]], None] = lambda _: None,
         *,
         scored_before: bool = False,
+        max_in_flight: float = inf,
     ) -> None:
         self._max_outage_seconds = max_outage_seconds
         self._kept = dict(kept or {})
         self._keep = keep
         self._scored_before = scored_before
+        self._max_in_flight = max_in_flight
         self._records: dict[int, _Record] = {}
         self._failing: set[int] = set()
         self._refused: set[int] = set()
@@ -107,9 +109,13 @@ class Blame:
         record = self._record(plan, now)
         record.answered = answered
         others_scored = self.scores > record.scores
+        # More than were under way at its last failure: the endpoint still served after that.
+        is_proven = self.scores > record.scores + self._max_in_flight
         others_throttled = throttled and self._throttles > record.throttles
         self._throttles += throttled
         record.scores, record.throttles = self.scores, self._throttles
+        if is_proven and not others_throttled:
+            record.known = max(record.known, _KNOWN_FAILURES)
         if not self.is_known(plan):
             self._failing.add(plan)
         is_alone = sent and len(self._failing) < DIFFERENT_PLANS

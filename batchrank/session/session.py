@@ -316,6 +316,7 @@ class Session:
             self._checkpoint.attempts,
             self._checkpoint.keep_attempts,
             scored_before=bool(spent.tokens or spent.units),
+            max_in_flight=self._config.rate.max_in_flight,
         )
 
     def _storage_failed(self, error: BatchrankError) -> None:
