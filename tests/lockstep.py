@@ -112,9 +112,9 @@ class Stage:
             yield
 
     def _around(self, write: Callable[..., None]) -> Callable[..., None]:
-        def stepped(*arguments: object) -> None:
+        def stepped(*arguments: object, **named: object) -> None:
             self.step()
-            write(*arguments)
+            write(*arguments, **named)
             self.step()
 
         return stepped
