@@ -186,7 +186,7 @@ class Sender:
                         work.append(part.once_more())
                     else:
                         blamed.append((part.documents, reason))
-                    if work and not answers and asked >= most:
+                    if is_search and work and not answers and asked >= most:
                         blamed, work = [(range(len(plan.documents)), reason)], []
             if not work:
                 break
