@@ -302,7 +302,7 @@ def _changed_once(
     late = time.monotonic() - moment < END_SECONDS
     same = all(shape.files.get(name) == content for name, content in new.items())
     assert code in (0, 65), f"ended with {code}: {last_line(stderr)}"
-    assert code == 0 or MOVED in stderr, last_line(stderr)
+    assert code == 0 or MOVED in stderr, f"ended with {code}, for what else: {last_line(stderr)}"
     assert code == 65 or late or same or change in HARMLESS, "ended with 0 after a change"
     parts = where.parts()
     for name in new.keys() - shape.files.keys():
