@@ -122,7 +122,7 @@ class Life:
         self.kills = 0
         self._folder, self._out = folder, folder / "out"
         self._source = nature.written(folder)
-        self._cursed = False
+        self._cursed = self._unpaid = False
         self._earlier_billed = self._earlier_received = 0
         whole = Life.__new__(Life)  # the undisturbed run, which is judged in the same way
         whole.__dict__.update(self.__dict__, _out=folder / "undisturbed", _undisturbed={})
@@ -141,9 +141,10 @@ class Life:
         if session.restart:
             self._earlier_billed = self.endpoint.billed
             self._earlier_received = self.endpoint.received
-            self._cursed = False
+            self._cursed = self._unpaid = False
         self._cursed |= self.endpoint.curse
         code, stage = self._run(session)
+        self._unpaid |= bool(self.endpoint.met["the account ends"])
         if code is None:
             self.kills += 1
             shutil.rmtree(self._out)
@@ -361,7 +362,10 @@ class Life:
         found = {key: row[key] for key in wanted}
         assert row["query_id"] == index, f"row {index} is {row['query_id']}"
         query, texts = self.nature.rows[index]
-        if not (self._cursed and CURSE in (query or "") and " 422 " in (row["error"] or "")):
+        error = row["error"] or ""
+        cursed = self._cursed and CURSE in (query or "") and " 422 " in error
+        # The only row that is refused after others were scored is to blame itself.
+        if not (cursed or (self._unpaid and " 403 " in error)):
             assert found == wanted, f"row {index} is {found}, not {wanted}"
             return False
         for one in row["results"]:
