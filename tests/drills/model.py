@@ -30,7 +30,7 @@ MUTANTS: dict[str, tuple[Patch, str]] = {
             '                database.execute("DELETE FROM answers")\n'
             "            elif isinstance(item, _Lease):\n",
         ),
-        " and not | though settled",
+        " and not | though settled| more often than needed",  # lost answers are asked for again
     ),
     "some outcomes are not kept": (
         Patch(
