@@ -4,11 +4,17 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from signal import SIG_DFL, SIG_IGN, SIGHUP, SIGINT, default_int_handler, getsignal, signal
 
 import pytest
 from helpers import Server, serving
 
 from batchrank.cli.logs import log
+
+# Whoever starts the tests may ignore these (nohup does), and a child would ignore them too.
+for ignored, usual in ((SIGHUP, SIG_DFL), (SIGINT, default_int_handler)):
+    if getsignal(ignored) is SIG_IGN:
+        signal(ignored, usual)
 
 
 @pytest.fixture(scope="session")
