@@ -123,10 +123,14 @@ def inside(*arguments: object) -> "subprocess.CompletedProcess[str]":
     """The command in this process: the same words and codes, without the half second to start."""
     words = [str(argument) for argument in arguments]
     log.handlers = []  # as in a new process: those of a command before write where it wrote
-    hearing = signal.getsignal(signal.SIGTERM)
+    hearing = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
     shown = CliRunner().invoke(cli, words, prog_name="batchrank")
-    if signal.getsignal(signal.SIGTERM) is not hearing:  # a process that ends with a code is deaf;
-        signal.signal(signal.SIGTERM, hearing)  # this one goes on, and its children would be too
+    for (
+        one,
+        before,
+    ) in hearing.items():  # a process that ends with a code is deaf; this one goes on,
+        if signal.getsignal(one) is not before:  # and its children would be deaf too
+            signal.signal(one, before)
     error = shown.exception
     if isinstance(error, BatchrankError):
         said = f"{shown.stderr}batchrank: {error}\n"
